@@ -1,0 +1,42 @@
+"""What many tests share: the shipped records, a clean state directory, one local Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# read by libraries at import, so set before any of them is
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the developer's own stores or cluster."""
+    monkeypatch.setenv("ECG_AGENT_HOME", str(tmp_path / "state"))
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "ECG_AGENT_API_TOKENS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The larger development data, present beside some checkouts only."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("development data is not beside this checkout")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    from ecg_agent_ray.plugins.local_cluster import local_ray
+
+    with local_ray(num_cpus=6) as ray:
+        yield ray
