@@ -1,0 +1,163 @@
+"""The tools of one recording, as the agent calls them.
+
+A toolbox turns an action into a :class:`ToolResult` and never raises for a recording that cannot be
+measured or classified: a failure is an output like any other, which the model can speak about.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ecg_agent_ray.agent.events import ToolResult
+from ecg_agent_ray.dialogue import Action
+from ecg_agent_ray.errors import EcgAgentError, ToolError
+
+if TYPE_CHECKING:
+    from ecg_agent_ray.ecg import Recording
+
+__all__ = ["TOOL_OF_ACTION", "LocalToolbox", "Toolbox", "choose_explained_label", "failed_result"]
+
+TOOL_OF_ACTION: Mapping[Action, str] = {
+    Action.CALL_CLASSIFICATION_TOOL: "classification",
+    Action.CALL_MEASUREMENT_TOOL: "measurement",
+    Action.CALL_EXPLANATION_TOOL: "explanation",
+}
+"""The tool behind each tool action."""
+
+_STATEMENT_OF_OUTPUT = re.compile(r"^\s*(\S+)\s*\(")
+
+
+class Toolbox(Protocol):
+    """The tools for one ECG. ``call`` may be used from several threads."""
+
+    def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
+        """Run the tool behind ``action``.
+
+        ``question`` is the user's last message and ``previous`` the dialogue's earlier results, in
+        order; together they say what is to be explained. Does not raise for a failed tool.
+        """
+        ...
+
+
+def failed_result(action: Action, reason: str, ms: float = 0.0) -> ToolResult:
+    """The output the model reads when a tool gave none."""
+    output: Any
+    if action is Action.CALL_EXPLANATION_TOOL:
+        output = f"Explanation error: {reason}"
+    else:
+        output = {"error": reason}
+    return ToolResult(
+        tool=TOOL_OF_ACTION[action], action=action, output=output, ms=ms, error=reason
+    )
+
+
+def choose_explained_label(question: str, previous: Sequence[ToolResult]) -> str | None:
+    """The statement to explain.
+
+    A label of the last classification output that ``question`` names, by code or by plain name
+    (case-insensitive), else that output's first label; None without a classification.
+    """
+    from ecg_agent_ray.agent.grounding import mentioned_statements
+
+    for result in reversed(previous):
+        if result.tool != "classification" or not isinstance(result.output, Sequence):
+            continue
+        labels = [m[1] for entry in result.output if (m := _STATEMENT_OF_OUTPUT.match(str(entry)))]
+        if not labels:
+            continue
+        named = mentioned_statements(question)
+        return next((label for label in labels if label in named), labels[0])
+    return None
+
+
+class LocalToolbox:
+    """The tools in this process, on one recording; each result is computed once.
+
+    Parameters
+    ----------
+    recording
+        What the tools look at.
+    classifier
+        A loaded classifier, a URI or path, or None for the shipped one; passed on to
+        :func:`ecg_agent_ray.tools.classify` and :func:`ecg_agent_ray.tools.explain`.
+    lead_configuration
+        ``"12-lead"``, ``"I"`` or ``"II"``. With a single lead, measurements are taken on that lead.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        classifier: Any = None,
+        lead_configuration: str = "12-lead",
+    ) -> None:
+        self.recording = recording
+        self.classifier = classifier
+        self.lead_configuration = lead_configuration
+        self._results: dict[tuple[Action, str], ToolResult] = {}
+        self._lock = threading.Lock()
+
+    def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
+        label = ""
+        if action is Action.CALL_EXPLANATION_TOOL:
+            label = choose_explained_label(question, previous) or ""
+        with self._lock:
+            known = self._results.get((action, label))
+            if known is not None:
+                return replace(known, ms=0.0)
+            result = self._run(action, label)
+            self._results[(action, label)] = result
+            return result
+
+    def _run(self, action: Action, label: str) -> ToolResult:
+        started = time.perf_counter()
+        runners: dict[Action, Callable[[str], Any]] = {
+            Action.CALL_MEASUREMENT_TOOL: self._measure,
+            Action.CALL_CLASSIFICATION_TOOL: self._classify,
+            Action.CALL_EXPLANATION_TOOL: self._explain,
+        }
+        if action not in runners:
+            raise ToolError(f"{action} calls no tool")
+        try:
+            output = runners[action](label)
+        except EcgAgentError as error:
+            return failed_result(action, error.message, (time.perf_counter() - started) * 1000)
+        return ToolResult(
+            tool=TOOL_OF_ACTION[action],
+            action=action,
+            output=output.to_dialogue(),
+            detail=output.to_dict(),
+            ms=(time.perf_counter() - started) * 1000,
+        )
+
+    def _measure(self, _: str) -> Any:
+        from ecg_agent_ray import tools
+
+        lead = "auto" if self.lead_configuration == "12-lead" else self.lead_configuration
+        return tools.measure(self.recording, lead=lead)
+
+    def _classify(self, _: str) -> Any:
+        from ecg_agent_ray import tools
+
+        return tools.classify(self.recording, self.classifier, leads=self.lead_configuration)
+
+    def _explain(self, label: str) -> Any:
+        from ecg_agent_ray import tools
+
+        if not label:
+            found = self._classify("").to_dict()
+            label = next(iter(found["positive"]), "") or _most_probable(found["labels"])
+        return tools.explain(
+            self.recording, label, model=self.classifier, leads=self.lead_configuration
+        )
+
+
+def _most_probable(probabilities: Mapping[str, float | None]) -> str:
+    assessed = {label: p for label, p in probabilities.items() if p is not None}
+    if not assessed:
+        raise ToolError("the classifier assesses no statement for these leads")
+    return max(assessed, key=lambda label: assessed[label])
