@@ -1,0 +1,245 @@
+"""WFDB records: a text header and the signal files it names.
+
+The header and the plain integer formats (16, 61, 160, 80, 24, 32, 212) are decoded here, so that
+sizes are checked before anything is allocated and the CinC 2017 headers (date before time, CRLF)
+read; the rest (differences, packed, FLAC, skewed, multi-rate, multi-segment) goes to wfdb.
+Format: https://physionet.org/physiotools/wag/header-5.htm and signal-5.htm.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, millivolts_per
+from ecg_agent_ray.errors import CorruptRecordingError
+
+__all__ = ["header_beside", "is_header", "read_wfdb"]
+
+_MAX_HEADER_BYTES = 4_000_000
+_RECORD = re.compile(
+    r"^(?P<name>[^\s/]+)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)"
+    r"(?:\s+(?P<rate>[\d.eE+-]+)\S*)?(?:\s+(?P<samples>\d+))?(?:\s.*)?$"
+)
+_SIGNAL = re.compile(
+    r"^(?P<file>\S+)\s+(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?"
+    r"(?:\+(?P<offset>\d+))?"
+    r"(?:\s+(?P<gain>[\d.eE+-]+)(?:\((?P<baseline>-?\d+)\))?(?:/(?P<units>\S+))?"
+    r"(?:\s+(?P<adc_bits>\d+)(?:\s+(?P<adc_zero>-?\d+)(?:\s+-?\d+){0,3}(?:\s+(?P<name>.*))?)?)?)?"
+    r"\s*$"
+)
+_DEFAULT_GAIN = 200.0
+_DEFAULT_RATE = 250.0
+_BITS = {16: 16, 61: 16, 160: 16, 80: 8, 24: 24, 32: 32, 212: 12}
+_DTYPES = {16: "<i2", 61: ">i2", 160: "<u2", 80: "u1", 32: "<i4"}
+
+
+@dataclass(frozen=True)
+class _Channel:
+    file: str
+    format: int
+    per_frame: int
+    skew: int
+    offset: int
+    gain: float
+    baseline: int
+    units: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Header:
+    name: str
+    segments: int
+    n_signals: int
+    rate: float
+    n_samples: int | None
+    channels: tuple[_Channel, ...]
+
+
+def is_header(data: bytes) -> bool:
+    """Whether these bytes begin like a WFDB header with at least one signal or segment."""
+    lines = _content_lines(data[:4096])
+    if len(lines) < 2 or not (match := _RECORD.match(lines[0])):
+        return False
+    if match["segments"]:
+        return bool(re.match(r"^\S+\s+\d+\s*$", lines[1]))
+    return bool(_SIGNAL.match(lines[1]))
+
+
+def header_beside(path: Path) -> Path | None:
+    """The header that belongs to a signal file or a bare stem, where there is one."""
+    for candidate in (Path(f"{path}.hea"), path.with_suffix(".hea")):
+        if candidate.is_file() and (not path.is_file() or _names(candidate, path)):
+            return candidate
+    return None
+
+
+def _names(header: Path, signal_file: Path) -> bool:
+    with header.open("rb") as stream:
+        data = stream.read(_MAX_HEADER_BYTES)
+    return is_header(data) and signal_file.name in data.decode("latin-1")
+
+
+def _content_lines(data: bytes) -> list[str]:
+    lines = (line.strip() for line in data.decode("latin-1").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _parse_header(path: Path) -> _Header:
+    with path.open("rb") as stream:
+        data = stream.read(_MAX_HEADER_BYTES + 1)
+    if len(data) > _MAX_HEADER_BYTES:
+        raise CorruptRecordingError(f"{path.name}: the header is over {_MAX_HEADER_BYTES} bytes")
+    lines = _content_lines(data)
+    match = _RECORD.match(lines[0]) if lines else None
+    if not match:
+        raise CorruptRecordingError(f"{path.name}: the first line is no WFDB record line")
+    n_signals = int(match["signals"])
+    samples = int(match["samples"]) if match["samples"] else 0
+    segments = int(match["segments"] or 1)
+    if not segments > 1 and len(lines) < 1 + n_signals:
+        raise CorruptRecordingError(
+            f"{path.name}: {n_signals} signals announced, {len(lines) - 1} described"
+        )
+    check_size(n_signals, max(samples, 1), path.name)
+    rate = _number(match["rate"], path.name) if match["rate"] else _DEFAULT_RATE
+    channels: tuple[_Channel, ...] = ()
+    if segments == 1:
+        channels = tuple(_channel(line, path.name) for line in lines[1 : 1 + n_signals])
+    return _Header(match["name"], segments, n_signals, rate, samples or None, channels)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CorruptRecordingError(f"{where}: {text!r} is no number") from None
+
+
+def _channel(line: str, where: str) -> _Channel:
+    match = _SIGNAL.match(line)
+    if not match:
+        raise CorruptRecordingError(f"{where}: not a signal line: {line[:80]!r}")
+    file = match["file"]
+    if Path(file).name != file or "\\" in file or file in ("-", "~", ".", ".."):
+        raise CorruptRecordingError(f"{where}: signal file {file[:80]!r} is not beside the header")
+    zero = int(match["adc_zero"] or 0)
+    return _Channel(
+        file=file,
+        format=int(match["format"]),
+        per_frame=int(match["per_frame"] or 1),
+        skew=int(match["skew"] or 0),
+        offset=int(match["offset"] or 0),
+        gain=_number(match["gain"], where) if match["gain"] else _DEFAULT_GAIN,
+        baseline=int(match["baseline"]) if match["baseline"] else zero,
+        units=match["units"] or "mV",
+        name=(match["name"] or "").strip(),
+    )
+
+
+def read_wfdb(header_path: Path) -> Parsed:
+    """Read the record of this header. Raises CorruptRecordingError where file and header differ."""
+    header = _parse_header(header_path)
+    plain = header.segments == 1 and all(
+        c.format in _BITS and c.per_frame == 1 and c.skew == 0 for c in header.channels
+    )
+    return _read_plain(header, header_path) if plain else _read_by_library(header, header_path)
+
+
+def _read_plain(header: _Header, path: Path) -> Parsed:
+    groups: dict[str, list[_Channel]] = {}
+    for channel in header.channels:
+        groups.setdefault(channel.file, []).append(channel)
+    rows: list[npt.NDArray[np.float32]] = []
+    names: list[str] = []
+    n_samples = header.n_samples
+    for file, channels in groups.items():
+        raw, invalid = _decode(path.parent / file, channels, n_samples, path.name)
+        n_samples = raw.shape[1]
+        for row, channel in zip(raw, channels, strict=True):
+            scale = millivolts_per(channel.units)
+            if scale is None:
+                continue
+            factor = scale / (channel.gain or _DEFAULT_GAIN)
+            physical = (row.astype(np.float64) - channel.baseline) * factor
+            physical[row == invalid] = np.nan
+            rows.append(physical.astype(np.float32))
+            names.append(channel.name or "ECG")
+    if not rows:
+        raise CorruptRecordingError(f"{path.name}: no signal is in volts")
+    return Parsed(np.stack(rows), names, header.rate, "wfdb", path.stem)
+
+
+def _decode(
+    path: Path, channels: list[_Channel], n_samples: int | None, where: str
+) -> tuple[npt.NDArray[np.integer], int]:
+    """ADC values (channels, samples) and the value that means "invalid"."""
+    first = channels[0]
+    if any((c.format, c.offset) != (first.format, first.offset) for c in channels):
+        raise CorruptRecordingError(f"{where}: signals in {path.name} differ in format or offset")
+    if not path.is_file():
+        raise CorruptRecordingError(
+            f"{where}: its signal file {path.name} is missing", hint="put both files side by side"
+        )
+    bits = _BITS[first.format]
+    available = max(path.stat().st_size - first.offset, 0) * 8 // bits // len(channels)
+    if n_samples is not None and available < n_samples:
+        raise CorruptRecordingError(
+            f"{where}: {n_samples} samples announced, {path.name} holds {available} (truncated?)"
+        )
+    count = n_samples or available
+    check_size(len(channels), count, path.name)
+    n_values = count * len(channels)
+    with path.open("rb") as stream:
+        stream.seek(first.offset)
+        data = stream.read(-(-n_values * bits // 8))
+    values = _unpack(data, first.format, n_values)
+    return values.reshape(count, len(channels)).T, -(1 << (bits - 1))
+
+
+def _unpack(data: bytes, wfdb_format: int, n_values: int) -> npt.NDArray[np.integer]:
+    octets = np.frombuffer(data, dtype=np.uint8)
+    if wfdb_format == 212:
+        trios = np.pad(octets, (0, -len(octets) % 3)).astype(np.int16).reshape(-1, 3)
+        low = trios[:, 0] | ((trios[:, 1] & 0x0F) << 8)
+        high = trios[:, 2] | ((trios[:, 1] & 0xF0) << 4)
+        pairs = np.stack([low, high], axis=1).reshape(-1)[:n_values]
+        return np.where(pairs > 2047, pairs - 4096, pairs)
+    if wfdb_format == 24:
+        triples = octets.reshape(-1, 3).astype(np.int32)
+        values = triples[:, 0] | (triples[:, 1] << 8) | (triples[:, 2] << 16)
+        return np.where(values >= 1 << 23, values - (1 << 24), values)
+    plain = np.frombuffer(data, dtype=_DTYPES[wfdb_format], count=n_values)
+    if wfdb_format == 160:
+        return plain.astype(np.int32) - 32768
+    return plain.astype(np.int16) - 128 if wfdb_format == 80 else plain
+
+
+def _read_by_library(header: _Header, path: Path) -> Parsed:
+    size = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file())
+    claimed = (header.n_samples or 0) * header.n_signals
+    # the densest of the library's formats packs a value in one bit (FLAC of silence)
+    if header.n_samples is None or claimed > size * 64:
+        raise CorruptRecordingError(
+            f"{path.name}: {claimed} values announced, the files beside it cannot hold them"
+        )
+    import wfdb
+
+    try:
+        record = wfdb.rdrecord(str(path.with_suffix("")), m2s=True)
+        signal = np.asarray(record.p_signal, dtype=np.float64).T
+        units = [millivolts_per(unit or "mV") for unit in record.units]
+        names = list(record.sig_name)
+        rate = float(record.fs)
+    except Exception as error:  # the library raises what its parsing happens to hit
+        raise CorruptRecordingError(f"{path.name}: {type(error).__name__}: {error}") from error
+    keep = [i for i, unit in enumerate(units) if unit is not None]
+    if signal.ndim != 2 or not keep:
+        raise CorruptRecordingError(f"{path.name}: no signal is in volts")
+    scaled = np.stack([signal[i] * units[i] for i in keep]).astype(np.float32)
+    return Parsed(scaled, [names[i] or "ECG" for i in keep], rate, "wfdb", path.stem)

@@ -1,0 +1,77 @@
+"""Lead names as the whole package writes them, and the limb leads that follow from two others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LIMB_LEADS", "STANDARD_LEADS", "derive_limb_leads", "normalise_lead", "unique_leads"]
+
+LIMB_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF")
+STANDARD_LEADS = (*LIMB_LEADS, "V1", "V2", "V3", "V4", "V5", "V6")
+
+_BY_UPPER = {name.upper(): name for name in STANDARD_LEADS}
+_OTHER = {f"{prefix}{numeral}": numeral for prefix in ("ML", "D") for numeral in ("I", "II", "III")}
+_OTHER |= {"D1": "I", "D2": "II", "D3": "III"}
+_PREFIX = re.compile(
+    r"^(?:MDC_ECG_)?(?:(?:ECG|EKG|LEAD|CHANNEL|DERIVATION)[\s_\-:.]*)+(?=\S)", re.I
+)
+_MAX_NAME = 32
+
+
+def normalise_lead(name: str) -> str:
+    """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V6``, other names trimmed only.
+
+    Prefixes that formats add (``MDC_ECG_LEAD_``, ``ECG``, ``Lead``), case, blanks and the modified
+    Holter leads (``MLII`` is read as ``II``) are taken care of.
+
+    >>> [normalise_lead(n) for n in ("MDC_ECG_LEAD_AVR", "lead ii", "EKG V1", "vx")]
+    ['aVR', 'II', 'V1', 'vx']
+    """
+    cleaned = " ".join(str(name).split())[:_MAX_NAME]
+    bare = re.sub(r"[\s_\-.]", "", _PREFIX.sub("", cleaned)).upper()
+    if bare.startswith("A") and bare[1:] in ("VR", "VL", "VF"):
+        bare = "A" + bare[1:]
+    return _BY_UPPER.get(bare) or _OTHER.get(bare) or cleaned or "ECG"
+
+
+def unique_leads(names: Sequence[str]) -> tuple[str, ...]:
+    """Normalised names; the second of two equal ones keeps its own spelling or gets a number."""
+    taken: list[str] = []
+    for raw in names:
+        name = normalise_lead(raw)
+        if name in taken:
+            own = " ".join(str(raw).split())[:_MAX_NAME] or name
+            name = own if own not in taken else f"{own}_{len(taken) + 1}"
+        taken.append(name)
+    return tuple(taken)
+
+
+def derive_limb_leads(
+    signal: npt.NDArray[np.float32], leads: tuple[str, ...]
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """Add the limb leads that are absent, from any two of I, II, III (Einthoven, Goldberger).
+
+    ``signal`` is (leads, samples) in mV. Unchanged where fewer than two of the three are there or
+    none is missing; else the leads come back in standard order, further leads behind.
+    """
+    have = dict(zip(leads, signal, strict=True))
+    if sum(name in have for name in ("I", "II", "III")) < 2:
+        return signal, leads
+    if all(name in have for name in LIMB_LEADS):
+        return signal, leads
+    one = have["I"] if "I" in have else have["II"] - have["III"]
+    two = have["II"] if "II" in have else one + have["III"]
+    have = {
+        "I": one,
+        "II": two,
+        "III": two - one,
+        "aVR": -(one + two) / 2,
+        "aVL": one - two / 2,
+        "aVF": two - one / 2,
+    } | have
+    order = [n for n in STANDARD_LEADS if n in have] + [n for n in leads if n not in STANDARD_LEADS]
+    return np.stack([have[name] for name in order]), tuple(order)

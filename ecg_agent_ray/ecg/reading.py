@@ -1,0 +1,166 @@
+"""`read`: any supported ECG file, told apart by its content and never by its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from ecg_agent_ray.ecg.formats import clinical, matlab, tables, wfdb_files
+from ecg_agent_ray.ecg.formats.parsed import Parsed
+from ecg_agent_ray.ecg.leads import derive_limb_leads, unique_leads
+from ecg_agent_ray.ecg.recording import Recording
+from ecg_agent_ray.errors import (
+    CorruptRecordingError,
+    EcgAgentError,
+    RecordingError,
+    UnsupportedFormatError,
+)
+
+__all__ = ["SUPPORTED_FORMATS", "read"]
+
+SUPPORTED_FORMATS = (
+    "WFDB (.hea with .dat or .mat)",
+    "MATLAB (feats, val, CPSC struct)",
+    "CSV/TSV",
+    "NumPy npy/npz",
+    "Parquet",
+    "EDF/BDF",
+    "DICOM waveform",
+    "HL7 aECG",
+)
+_MAX_BYTES = 1 << 30
+_RATE_TOLERANCE = 1e-3
+_SUPPORTED_HINT = "supported: " + ", ".join(SUPPORTED_FORMATS)
+
+
+def read(
+    source: str | os.PathLike[str] | bytes | BinaryIO, *, sampling_rate: float | None = None
+) -> Recording:
+    """Read one ECG.
+
+    Parameters
+    ----------
+    source
+        A path, the file's bytes, or an open binary stream. For WFDB the ``.hea``, ``.dat``,
+        ``.mat`` or the bare stem, always as a path, since a record is two files.
+    sampling_rate : Hz
+        Needed for files that do not tell theirs (bare arrays and tables); where a file does, the
+        two must agree.
+
+    Returns
+    -------
+    Recording : signal in mV (leads, samples); limb leads that are absent are derived where two of
+        I, II, III are there; gaps are NaN
+
+    Raises
+    ------
+    RecordingError : the file is missing, or lacks a sampling rate and none was given
+    UnsupportedFormatError : the bytes are of no format in `SUPPORTED_FORMATS`
+    CorruptRecordingError : the format is known, the content is broken, cut off or oversized
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name, path, data = "recording", None, bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        name = path.name
+        data = b"" if (header := _wfdb_header(path)) else _bytes_of(path)
+        path = header or path
+    else:
+        path, data = None, source.read(_MAX_BYTES + 1)
+        name = Path(str(getattr(source, "name", "recording"))).name
+        if not isinstance(data, bytes):
+            raise RecordingError(f"{name} is open as text", hint="open it in binary mode")
+    if len(data) > _MAX_BYTES:
+        raise RecordingError(f"{name} is over {_MAX_BYTES >> 20} MiB")
+    try:
+        parsed = _parse(data, path)
+        return _recording(parsed, Path(name).stem or "recording", sampling_rate)
+    except EcgAgentError as error:
+        raise type(error)(
+            f"{name}: {error.message}".replace(f"{name}: {name}", name), hint=error.hint
+        ) from error
+    except (MemoryError, OverflowError) as error:
+        raise CorruptRecordingError(f"{name}: {error or 'it does not fit into memory'}") from error
+
+
+def _wfdb_header(path: Path) -> Path | None:
+    """The header to read, where this path is a WFDB header, one of its files, or a stem."""
+    try:
+        if path.is_file():
+            with path.open("rb") as stream:
+                if wfdb_files.is_header(stream.read(4096)):
+                    return path
+        return wfdb_files.header_beside(path)
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecordingError(f"{path} is over {_MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except IsADirectoryError as error:
+        raise RecordingError(f"{path} is a directory, not a recording") from error
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path} does not exist") from error
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be read: {error}") from error
+
+
+def _parse(data: bytes, path: Path | None) -> Parsed:
+    if path is not None and not data and path.suffix and path.is_file() and path.stat().st_size:
+        return wfdb_files.read_wfdb(path)
+    if not data.strip(b"\0 \r\n\t"):
+        raise CorruptRecordingError("the file is empty")
+    for matches, parse in (
+        (data[:6] == b"\x93NUMPY", tables.parse_npy),
+        (data[:4] == b"PK\x03\x04", tables.parse_npz),
+        (data[:4] == b"PAR1", tables.parse_parquet),
+        (data[128:132] == b"DICM", clinical.parse_dicom),
+        (data[:8] in (b"0       ", b"\xffBIOSEMI"), clinical.parse_edf),
+        (matlab.is_matlab(data), matlab.parse_matlab),
+    ):
+        if matches:
+            return parse(data)
+    return _parse_text_form(data)
+
+
+def _parse_text_form(data: bytes) -> Parsed:
+    root = clinical.xml_root_name(data)
+    if root == "AnnotatedECG":
+        return clinical.parse_aecg(data)
+    if root is not None:
+        raise UnsupportedFormatError(f"XML with the root element {root!r}", hint=_SUPPORTED_HINT)
+    if wfdb_files.is_header(data):
+        raise UnsupportedFormatError(
+            "a WFDB header alone holds no signal",
+            hint="give the path, so that its signal file beside it is found",
+        )
+    if tables.is_table_text(data):
+        return tables.parse_text(data)
+    known = "an HDF5 (MATLAB 7.3) file" if data[:4] == b"\x89HDF" else "no ECG format that is read"
+    known = "an SCP-ECG file" if data[16:22] == b"SCPECG" else known
+    raise UnsupportedFormatError(f"the content is {known}", hint=_SUPPORTED_HINT)
+
+
+def _recording(parsed: Parsed, stem: str, sampling_rate: float | None) -> Recording:
+    rate = parsed.sampling_rate
+    if rate is None:
+        if sampling_rate is None:
+            raise RecordingError(
+                f"the {parsed.format} file does not tell its sampling rate",
+                hint="give sampling_rate, or a time column",
+            )
+        rate = float(sampling_rate)
+    elif sampling_rate is not None and abs(rate - sampling_rate) > _RATE_TOLERANCE * rate:
+        raise RecordingError(f"it is sampled at {rate:g} Hz, not the {sampling_rate:g} Hz given")
+    signal, leads = derive_limb_leads(parsed.signal, unique_leads(parsed.leads))
+    return Recording(
+        signal=signal,
+        sampling_rate=rate,
+        leads=leads,
+        record_id=parsed.record_id or stem,
+        format=parsed.format,
+    )
