@@ -35,8 +35,8 @@ def local_ray(
 ) -> Iterator[Any]:
     """Yield an initialised ``ray``; shut down on exit only what was started here.
 
-    ``address`` (or ``RAY_ADDRESS``) joins a running cluster instead of starting one. ``env_vars`` are
-    set in every worker. ``num_cpus`` may exceed the machine's cores: it is a scheduling budget.
+    ``address`` (or ``RAY_ADDRESS``) joins a running cluster instead of starting one. ``env_vars``
+    are set in every worker. ``num_cpus`` may exceed the machine's cores: it is a scheduling budget.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:

@@ -1,0 +1,132 @@
+"""A real Ray Train V2 job of two gloo workers that logs into one MLflow run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from ecg_agent_ray.plugins.tracking import configure, tracked_run
+from ecg_agent_ray.plugins.train_callback import MLflowTrainCallback, numeric_metrics
+
+
+def loop(config: dict[str, Any]) -> None:
+    """Five steps; rank 1 dies once at step 4, after reports 1 to 3 and a checkpoint at 2."""
+    import torch
+    import torch.distributed as dist
+    from ray import train
+
+    rank = train.get_context().get_world_rank()
+    start = 0
+    checkpoint = train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            start = int((Path(folder) / "step").read_text())
+    for step in range(start + 1, 6):
+        total = torch.ones(1) * (rank + 1)
+        dist.all_reduce(total)
+        if rank == 1 and step == 4 and not Path(config["crashed"]).exists():
+            Path(config["crashed"]).touch()
+            raise RuntimeError("worker lost on purpose")
+        metrics = {"global_step": step, "sum": float(total), "rank": rank, "text": "x"}
+        if step == 2:
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "step").write_text(str(step))
+                saved = train.Checkpoint.from_directory(folder)
+                train.report(metrics, checkpoint=saved, checkpoint_dir_name="at-2")
+        else:
+            train.report(metrics)
+
+
+def fit(callback: MLflowTrainCallback, tmp_path: Path, *, max_failures: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        loop,
+        train_loop_config={"crashed": str(tmp_path / "crashed")},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="job",
+            storage_path=str(tmp_path / "ray"),
+            callbacks=[callback],
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    ).fit()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    configure(uri, artifact_root=tmp_path / "artifacts", experiment="train")
+    return uri
+
+
+def test_one_run_one_value_a_step_across_a_worker_restart(
+    ray_cluster: Any, store: str, tmp_path: Path
+) -> None:
+    with tracked_run("job") as run:
+        fit(run.callback(checkpoints="artifact"), tmp_path, max_failures=1)
+    client = mlflow.MlflowClient()
+    points = client.get_metric_history(run.run_id, "sum")
+    assert sorted((p.step, p.value) for p in points) == [(step, 3.0) for step in range(1, 6)]
+    assert {p.value for p in client.get_metric_history(run.run_id, "rank")} == {0.0}
+    found = client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert set(found.data.metrics) == {"sum", "rank"}
+    assert found.data.tags["ray.train.checkpoint"].endswith("at-2")
+    assert found.data.tags["ray.train.checkpoint_step"] == "2"
+    assert found.data.tags["ray.train.failures"] == "1"
+    assert found.data.tags["ray.job_id"]
+    uri = found.info.artifact_uri
+    assert mlflow.artifacts.load_text(f"{uri}/checkpoints/at-2/step") == "2"
+    text = mlflow.artifacts.load_text(f"{uri}/failures/attempt-1-rank-1.txt")
+    assert "worker lost on purpose" in text
+    assert len(client.search_runs([run.experiment_id])) == 1
+
+
+def test_failed_job_is_a_failed_run(ray_cluster: Any, store: str, tmp_path: Path) -> None:
+    from ray.train import TrainingFailedError
+
+    with pytest.raises(TrainingFailedError), tracked_run("job") as run:
+        fit(run.callback(), tmp_path, max_failures=0)
+    found = mlflow.get_run(run.run_id)
+    assert found.info.status == "FAILED"
+    assert "worker lost on purpose" in found.data.tags["error"]
+    points = mlflow.MlflowClient().get_metric_history(run.run_id, "sum")
+    assert sorted(p.step for p in points) == [1, 2, 3]
+
+
+def test_usable_alone_and_while_mlflow_is_away(
+    ray_cluster: Any, store: str, tmp_path: Path
+) -> None:
+    """No tracked_run; the port is closed during fit, so that all of it waits on the disk."""
+    (tmp_path / "crashed").touch()
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    callback = MLflowTrainCallback(run_id, "http://127.0.0.1:9", spool_dir=tmp_path / "spool")
+    fit(callback, tmp_path, max_failures=0)
+    assert callback.flush(timeout_s=0.3) is False
+    assert mlflow.get_run(run_id).data.metrics == {}
+    late = MLflowTrainCallback(run_id, store, spool_dir=tmp_path / "spool")
+    assert late.flush()
+    points = mlflow.MlflowClient().get_metric_history(run_id, "sum")
+    assert sorted((p.step, p.value) for p in points) == [(step, 3.0) for step in range(1, 6)]
+
+
+def test_numeric_metrics_takes_numbers_alone() -> None:
+    import numpy as np
+    import torch
+
+    report = {
+        "a": 1,
+        "b": {"c": np.float32(2.5), "d": torch.tensor([3.0])},
+        "e": "text",
+        "f": [1, 2],
+        "g": torch.zeros(2),
+        "h": True,
+    }
+    assert numeric_metrics(report) == {"a": 1.0, "b/c": 2.5, "b/d": 3.0, "h": 1.0}
