@@ -55,7 +55,7 @@ class GenerationRequest:
 class Usage:
     """Tokens and seconds of one or more generations.
 
-    ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` the part of it whose keys and values
+    ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` the part whose keys and values
     were reused, ``forced_tokens`` the generated tokens that the grammar left no choice about.
     """
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["TOOL_OF_ACTION", "LocalToolbox", "Toolbox", "choose_explained_label", "failed_result"]
 
 TOOL_OF_ACTION: Mapping[Action, str] = {
-    Action.CALL_CLASSIFICATION_TOOL: "classification",
-    Action.CALL_MEASUREMENT_TOOL: "measurement",
-    Action.CALL_EXPLANATION_TOOL: "explanation",
+    Action.CALL_CLASSIFICATION: "classification",
+    Action.CALL_MEASUREMENT: "measurement",
+    Action.CALL_EXPLANATION: "explanation",
 }
 """The tool behind each tool action."""
 
@@ -47,7 +47,7 @@ class Toolbox(Protocol):
 def failed_result(action: Action, reason: str, ms: float = 0.0) -> ToolResult:
     """The output the model reads when a tool gave none."""
     output: Any
-    if action is Action.CALL_EXPLANATION_TOOL:
+    if action is Action.CALL_EXPLANATION:
         output = f"Explanation error: {reason}"
     else:
         output = {"error": reason}
@@ -103,7 +103,7 @@ class LocalToolbox:
 
     def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
         label = ""
-        if action is Action.CALL_EXPLANATION_TOOL:
+        if action is Action.CALL_EXPLANATION:
             label = choose_explained_label(question, previous) or ""
         with self._lock:
             known = self._results.get((action, label))
@@ -116,9 +116,9 @@ class LocalToolbox:
     def _run(self, action: Action, label: str) -> ToolResult:
         started = time.perf_counter()
         runners: dict[Action, Callable[[str], Any]] = {
-            Action.CALL_MEASUREMENT_TOOL: self._measure,
-            Action.CALL_CLASSIFICATION_TOOL: self._classify,
-            Action.CALL_EXPLANATION_TOOL: self._explain,
+            Action.CALL_MEASUREMENT: self._measure,
+            Action.CALL_CLASSIFICATION: self._classify,
+            Action.CALL_EXPLANATION: self._explain,
         }
         if action not in runners:
             raise ToolError(f"{action} calls no tool")
