@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,12 @@ def prepare_auth() -> None:
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" in sys.modules:
+        # Ray's C++ core read the environment when it was imported, which may have been before this
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
@@ -40,7 +47,6 @@ def local_ray(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
-        # must be in the environment before ray's C++ core reads it at import
         prepare_auth()
     import ray
 
