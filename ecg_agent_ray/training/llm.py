@@ -1,0 +1,239 @@
+"""Fine-tune an agent's LLM: one Ray Train job, one MLflow run, one agent folder at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ecg_agent_ray import __version__
+from ecg_agent_ray.dialogue import read_dialogues
+from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
+from ecg_agent_ray.plugins.local_cluster import local_ray
+from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
+from ecg_agent_ray.settings import load_settings
+from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
+from ecg_agent_ray.training.llm_data import common_lead_configuration
+
+__all__ = ["AgentFolder", "LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
+
+logger = logging.getLogger(__name__)
+
+BUILTIN_AGENT = Path(__file__).resolve().parents[1] / "_data" / "agent"
+
+
+@dataclass(frozen=True)
+class LLMResult:
+    """Where the trained agent lies and what was measured at its best checkpoint."""
+
+    agent_dir: str
+    run_id: str
+    data_digest: str
+    metrics: dict[str, float]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AgentFolder:
+    """``ecg_agent.json``: what an adapter needs beside its weights to be an agent."""
+
+    base_model: str
+    lead_configuration: str
+    prompt_version: str
+    classifier: str | None
+    package_version: str = __version__
+
+
+def check_compiler() -> None:
+    """DeepSpeed compiles its CPU collectives at first use; say what is missing before that."""
+    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=_path()) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"DeepSpeed's ops need {' and '.join(missing)}, not found on PATH",
+            hint="install them, on Debian: apt-get install g++ ninja-build",
+        )
+
+
+def _path() -> str:
+    """PATH with this environment's own programs first: pip puts ninja there, activated or not."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
+    """Run the job to its end and write the agent of the best checkpoint to ``config.output``.
+
+    Uses the running Ray cluster (``RAY_ADDRESS``), else a local one for the time of the job. The
+    best checkpoint is that of the lowest validation loss, or the last one without validation data.
+
+    Raises:
+        ConfigError: the batch cannot be split over the workers.
+        MissingDependencyError: no compiler for DeepSpeed's ops.
+        TrainingError: the job failed more often than ``distributed.max_failures``.
+    """
+    check_compiler()
+    config = _resolved(config)
+    start = time.perf_counter()
+    output = Path(config.output)
+    dialogues = read_dialogues(config.train)
+    digest = data_digest([path for path in (config.train, config.validation) if path])
+    with (
+        local_ray(num_cpus=_cpus(config)) as ray,
+        tracked_run(
+            config.name,
+            experiment=config.experiment,
+            params=config.model_dump(mode="json"),
+            tags={
+                "base_model": config.base_model,
+                "data_digest": digest,
+            },
+        ) as run,
+    ):
+        run.log_data(
+            Path(config.train).name,
+            digest,
+            source=config.train,
+            profile={"dialogues": len(dialogues)},
+        )
+        result = _fit(config, run, gpu=_use_gpu(config, ray))
+        metrics, checkpoint = _best(result)
+        with checkpoint.as_directory() as folder:
+            leads = config.lead_configuration or common_lead_configuration(dialogues) or "12-lead"
+            write_agent_folder(output, Path(folder) / "adapter", config, lead_configuration=leads)
+        kept = {k: metrics[k] for k in ("loss", "validation_loss") if k in metrics}
+        run.log_metrics({f"best_{name}": value for name, value in kept.items()})
+    return LLMResult(str(output), run.run_id, digest, metrics, time.perf_counter() - start)
+
+
+def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
+    """Absolute paths, since workers run elsewhere, and checks across fields."""
+    workers, packs = config.distributed.num_workers, config.batch.packs_per_step
+    if packs % workers:
+        raise ConfigError(
+            f"batch.packs_per_step={packs} is not a multiple of distributed.num_workers={workers}"
+        )
+    values = config.model_dump()
+    for name in ("train", "validation", "output"):
+        if values[name] is not None:
+            values[name] = str(Path(values[name]).expanduser().resolve())
+    for name in ("train", "validation"):
+        if values[name] is not None and not Path(values[name]).is_file():
+            raise ConfigError(f"{name}: no file at {values[name]}")
+    if values["adapter"] is not None:
+        folder = BUILTIN_AGENT if values["adapter"] == "builtin:" else Path(values["adapter"])
+        if not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"adapter: no adapter_config.json in {folder}")
+        values["adapter"] = str(folder.resolve())
+    values["storage"] = values["storage"] or str(Path(values["output"]) / "checkpoints")
+    return LLMFinetuneConfig.model_validate(values)
+
+
+def _cpus(config: LLMFinetuneConfig) -> int:
+    # one more than the workers need, for Ray Train's controller and data tasks
+    return int(config.distributed.num_workers * config.distributed.cpus_per_worker) + 1
+
+
+def _use_gpu(config: LLMFinetuneConfig, ray: Any) -> bool:
+    wanted = config.distributed.use_gpu
+    if wanted == "auto":
+        wanted = ray.cluster_resources().get("GPU", 0) >= config.distributed.num_workers
+        logger.info("use_gpu auto: %s", "GPUs in the cluster" if wanted else "too few GPUs, CPU")
+    return bool(wanted)
+
+
+def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ecg_agent_ray.training.llm_loop import train_worker
+
+    spread = config.distributed
+    environment = {
+        "PATH": _path(),
+        "OMP_NUM_THREADS": str(spread.threads_per_worker),
+        # a build directory that lasts: compiling takes half a minute, loading half a second
+        "TORCH_EXTENSIONS_DIR": str(load_settings().cache_dir / "torch-extensions"),
+    }
+    if not gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config.model_dump(mode="json"),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=spread.num_workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": spread.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.run_id,
+            storage_path=config.storage,
+            callbacks=[run.callback()],
+            failure_config=ray.train.FailureConfig(max_failures=spread.max_failures),
+            checkpoint_config=_retention(config),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"fine-tuning failed: {error}") from error
+
+
+def _retention(config: LLMFinetuneConfig) -> Any:
+    import ray.train
+
+    scored = config.validation is not None and _validated_at_every_checkpoint(config)
+    return ray.train.CheckpointConfig(
+        num_to_keep=config.keep_checkpoints,
+        checkpoint_score_attribute="validation_loss" if scored else None,
+        checkpoint_score_order="min" if scored else "max",
+    )
+
+
+def _validated_at_every_checkpoint(config: LLMFinetuneConfig) -> bool:
+    return config.checkpoint_every % config.validate_every == 0
+
+
+def _best(result: Any) -> tuple[dict[str, float], Any]:
+    """Metrics and checkpoint of the lowest validation loss, or of the last step."""
+    kept: Sequence[tuple[Any, dict[str, Any]]] = result.best_checkpoints or []
+    scored = [item for item in kept if "validation_loss" in item[1]]
+    if scored:
+        checkpoint, metrics = min(scored, key=lambda item: item[1]["validation_loss"])
+    elif kept:
+        checkpoint, metrics = kept[-1]
+    else:
+        raise TrainingError("fine-tuning ended without a checkpoint")
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}, checkpoint
+
+
+def write_agent_folder(
+    output: Path, adapter: Path, config: LLMFinetuneConfig, *, lead_configuration: str
+) -> AgentFolder:
+    """Adapter weights plus ``ecg_agent.json``: all that a server needs beside the base model."""
+    from ecg_agent_ray.dialogue import PROMPT_VERSION
+
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copy(adapter / "adapter_model.safetensors", output)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    # the reference travels, not the cache folder it was resolved to on this machine
+    settings["base_model_name_or_path"] = config.base_model
+    (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+    folder = AgentFolder(
+        base_model=config.base_model,
+        lead_configuration=lead_configuration,
+        prompt_version=PROMPT_VERSION,
+        classifier=config.classifier,
+    )
+    (output / "ecg_agent.json").write_text(json.dumps(asdict(folder), indent=2) + "\n")
+    return folder

@@ -1,0 +1,109 @@
+"""What an LLM fine-tuning job takes: model, data, LoRA, optimiser, batch, and how it is spread."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.training.config import StrictConfig
+
+__all__ = ["BatchConfig", "DistributedConfig", "LLMFinetuneConfig", "LoraSettings", "Optimizer"]
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraSettings(StrictConfig):
+    """Used for a new adapter; one that is continued keeps its own settings."""
+
+    r: int = Field(default=16, ge=1, description="Rank of the update matrices.")
+    alpha: int = Field(default=32, ge=1, description="Scale; the update is multiplied by alpha/r.")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(default=LINEAR_LAYERS, min_length=1)
+
+
+class Optimizer(StrictConfig):
+    """AdamW with linear warm-up and cosine decay to a tenth of the peak."""
+
+    lr: float = Field(default=2e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = Field(default=5, ge=0)
+    min_lr_share: float = Field(default=0.1, ge=0, le=1, description="Last lr over peak lr.")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class BatchConfig(StrictConfig):
+    """A step takes ``packs_per_step`` packs in all, whatever the number of workers."""
+
+    max_tokens: int = Field(default=1024, ge=64, description="Tokens of one packed row.")
+    packs_per_step: int = Field(default=4, ge=1, description="Global batch, in packed rows.")
+
+
+class DistributedConfig(StrictConfig):
+    """Ray Train workers and DeepSpeed."""
+
+    num_workers: int = Field(default=2, ge=1)
+    use_gpu: bool | Literal["auto"] = Field(default="auto", description="auto: if Ray has GPUs.")
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads_per_worker: int = Field(default=1, ge=1, description="OMP_NUM_THREADS of a worker.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(default=False, description="Optimiser state in host memory.")
+    max_failures: int = Field(default=2, ge=0, description="Worker losses to resume from.")
+
+
+class LLMFinetuneConfig(StrictConfig):
+    """LoRA fine-tuning of a chat model on ECG dialogues."""
+
+    name: str = Field(default="finetune-llm", description="Run name in MLflow and on disk.")
+    experiment: str = "ecg-agent"
+    base_model: str = Field(default=LAPTOP_BASE_MODEL, description="See agent.base_model.")
+    adapter: str | None = Field(
+        default=None, description="Adapter folder or builtin: to continue from; null starts anew."
+    )
+    train: str = Field(description="Dialogues to train on: JSONL or Parquet in ECG-MTD's form.")
+    validation: str | None = Field(default=None, description="Dialogues for validation loss.")
+    output: str = Field(default="outputs/llm", description="Where the agent folder is written.")
+    storage: str | None = Field(
+        default=None, description="Ray Train's checkpoint storage; null: OUTPUT/checkpoints."
+    )
+    lead_configuration: Literal["12-lead", "I", "II"] | None = Field(
+        default=None, description="Kept with the agent; null: that of the dialogues if they agree."
+    )
+    classifier: str | None = Field(default=None, description="Classifier URI pinned to the agent.")
+    steps: int | None = Field(default=None, ge=1, description="Stop after this many; null: epochs.")
+    epochs: float = Field(default=1.0, gt=0)
+    validate_every: int = Field(default=20, ge=1, description="Steps between validation losses.")
+    checkpoint_every: int = Field(default=20, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = 42
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()
+    optimizer: Optimizer = Optimizer()
+    batch: BatchConfig = BatchConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    def deepspeed(self, *, gpu: bool) -> dict[str, Any]:
+        """The DeepSpeed configuration: bf16 weights with fp32 master copies of what is trained."""
+        zero: dict[str, Any] = {
+            "stage": self.distributed.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": gpu,
+            "reduce_bucket_size": 5_000_000,
+            "allgather_bucket_size": 5_000_000,
+        }
+        if self.distributed.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
+        accumulation = self.batch.packs_per_step // self.distributed.num_workers
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": self.optimizer.max_grad_norm,
+            "bf16": {"enabled": True},
+            # torch's AdamW is a plain PyTorch optimiser; DeepSpeed's own needs compiled ops
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": zero,
+            "steps_per_print": 1_000_000_000,
+            "wall_clock_breakdown": False,
+        }
