@@ -1,0 +1,97 @@
+"""The one builder of the Serve application, used by YAML, command line, tests and KubeRay alike.
+
+        HTTP ─> ingress ─┬─> measurement      (uploads, measuring, plots)
+                         ├─> classification   (classifier, explanations)
+                         └─> agent ─┬─> measurement
+                                    └─> classification
+
+A hop costs some milliseconds, so there are as few as there can be: one for a tool, two for a tool
+within a dialogue. The ingress reads descriptions from the ECG store itself.
+"""
+
+# no `from __future__ import annotations`: Serve looks at the builder's annotation as a class
+
+import logging
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.handle import DeploymentHandle
+
+from ecg_agent_ray.serving.agent_replica import AgentReplica
+from ecg_agent_ray.serving.config import DeploymentConfig, ServiceConfig
+from ecg_agent_ray.serving.tool_replicas import ClassificationReplica, MeasurementReplica
+
+__all__ = ["build", "build_app"]
+
+
+@serve.ingress()
+class Ingress:
+    """HTTP in, handles out."""
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        measurement: DeploymentHandle,
+        classification: DeploymentHandle,
+        agent: DeploymentHandle,
+    ) -> None:
+        self._config = config
+        self._handles = {
+            "measurement": measurement,
+            "classification": classification,
+            "agent": agent,
+        }
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from ecg_agent_ray.serving.access import Services
+        from ecg_agent_ray.serving.app import create_app
+        from ecg_agent_ray.serving.auth import TokenFile
+        from ecg_agent_ray.serving.handles import HandleBackend
+        from ecg_agent_ray.serving.store import EcgStore
+
+        logging.getLogger("ecg_agent_ray").setLevel(logging.INFO)
+        config = self._config
+        assert config.store is not None, "build_app resolves the configuration"
+        services = Services(
+            config=config,
+            backend=HandleBackend(timeouts=config.timeouts, **self._handles),
+            store=EcgStore(config.store),
+            tokens=TokenFile(config.tokens_file) if config.tokens_file else None,
+        )
+        return create_app(services)
+
+
+def build_app(config: ServiceConfig) -> Application:
+    """The application of ``config``, to be given to ``serve.run`` or deployed from YAML.
+
+    Raises:
+        ConfigError: it would be open to the network without tokens.
+    """
+    config.check_exposure()
+    config = config.resolved()
+    environment = config.environment()
+    sizes = config.deployments
+    measurement = _deployment(
+        MeasurementReplica, "measurement", sizes.measurement, environment
+    ).bind(config)
+    classification = _deployment(
+        ClassificationReplica, "classification", sizes.classification, environment
+    ).bind(config)
+    agent = _deployment(AgentReplica, "agent", sizes.agent, environment).bind(
+        config, measurement, classification
+    )
+    return _deployment(Ingress, "ingress", sizes.ingress, environment).bind(
+        config, measurement, classification, agent
+    )
+
+
+def _deployment(
+    replica: type, name: str, size: DeploymentConfig, environment: dict[str, str]
+) -> Deployment:
+    return serve.deployment(name=name, **size.options(environment))(replica)
+
+
+def build(args: ServiceConfig) -> Application:
+    """What ``import_path: ecg_agent_ray.serving:build`` calls; Serve validates ``args``."""
+    return build_app(args)

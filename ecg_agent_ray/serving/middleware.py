@@ -1,0 +1,174 @@
+"""What every request passes before a route sees it, as plain ASGI so that streams stay streams."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ecg_agent_ray.serving.config import LimitsConfig, is_loopback
+from ecg_agent_ray.serving.problems import problem
+
+__all__ = ["BodyLimit", "LocalOnly", "RequestContext"]
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
+Observer = Callable[[str, str, int, float], None]
+"""Called with method, route template, status and seconds after each request."""
+
+
+class RequestContext:
+    """Request id, security headers, one log line, one observation per request."""
+
+    def __init__(self, app: ASGIApp, observe: Observer) -> None:
+        self._app = app
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            seconds = time.perf_counter() - started
+            route = _route_of(scope)
+            self._observe(scope["method"], route, status, seconds)
+            _log.info(
+                "request id=%s method=%s route=%s status=%d ms=%.1f",
+                request_id,
+                scope["method"],
+                route,
+                status,
+                seconds * 1000,
+            )
+
+
+def _route_of(scope: MutableMapping[str, Any]) -> str:
+    # the template, not the path: ids are no one's business in logs and would flood the metrics
+    return str(getattr(scope.get("route"), "path", "(none)"))
+
+
+class BodyLimit:
+    """413 for a body larger than its route may have, whether or not it announces its length."""
+
+    def __init__(self, app: ASGIApp, limits: LimitsConfig, upload_path: str) -> None:
+        self._app = app
+        self._limits = limits
+        self._upload_path = upload_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_upload = scope["path"].rstrip("/") == self._upload_path
+        # multipart framing costs a few hundred bytes a part
+        most = (
+            self._limits.upload_bytes + 4096 * (self._limits.upload_files + 1)
+            if is_upload
+            else self._limits.json_bytes
+        )
+        too_large = problem(
+            413,
+            f"the request body is larger than {most} bytes",
+            request_id=scope["state"]["request_id"],
+            headers={"Connection": "close"},
+        )
+        announced = Headers(scope=scope).get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > most:
+            await too_large(scope, receive, send)
+            return
+        received = 0
+        exceeded = False
+        started = False
+
+        async def counted_receive() -> Message:
+            nonlocal received, exceeded
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > most:
+                    exceeded = True
+                    return {"type": "http.disconnect"}
+            return message
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal started
+            if exceeded and not started:
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted_receive, guarded_send)
+        except Exception:
+            if not exceeded:
+                raise
+        if exceeded and not started:
+            await too_large(scope, receive, send)
+
+
+class LocalOnly:
+    """While no tokens exist, answer this machine alone.
+
+    The client's address must be loopback, and so must the Host header: a web page elsewhere that
+    points its own name at 127.0.0.1 (DNS rebinding) would otherwise read ECGs through the user's
+    browser. For the same reason a request whose Origin is another site is refused.
+    """
+
+    def __init__(self, app: ASGIApp, is_open: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._is_open():
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        client = (scope.get("client") or ("",))[0]
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        origin = headers.get("origin", "")
+        same_origin = not origin or urlsplit(origin).netloc == headers.get("host", "")
+        if (client and not is_loopback(client)) or not is_loopback(host) or not same_origin:
+            refusal = problem(
+                403,
+                "without API tokens only this machine is answered",
+                request_id=scope["state"]["request_id"],
+                hint="make tokens with `ecg-agent tokens create` and set ECG_AGENT_API_TOKENS",
+            )
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

@@ -1,0 +1,194 @@
+"""ECGs: upload, description, signal, plot, deletion, and the three tools."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from ecg_agent_ray.errors import EcgAgentError, LeadError
+from ecg_agent_ray.serving.access import OwnedEcg, Reader, Services, services_of
+from ecg_agent_ray.serving.schemas import (
+    ClassificationRequest,
+    EcgBody,
+    ExplanationRequest,
+    LeadConfiguration,
+    MeasurementRequest,
+)
+from ecg_agent_ray.serving.store import EcgMeta
+
+__all__ = ["lead_configuration_of", "router"]
+
+router = APIRouter(prefix="/v1", tags=["ECGs"])
+
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {
+                        "files": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "One ECG file, or a WFDB header and its signal files.",
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/ecgs", status_code=201, response_model=EcgBody, openapi_extra=_UPLOAD_BODY)
+async def add_ecg(request: Request, caller: Reader) -> dict[str, Any]:
+    """Upload one ECG. The files are parsed and not kept; the signal is."""
+    services = services_of(request)
+    try:
+        files = await _uploaded_files(request, services)
+        meta = await services.backend.add_ecg(files, caller.name)
+    except EcgAgentError as error:
+        services.metrics.refused_uploads.labels(type(error).__name__).inc()
+        raise
+    except HTTPException as error:
+        services.metrics.refused_uploads.labels(str(error.status_code)).inc()
+        raise
+    services.audit(request, caller, meta.id)
+    return meta.public()
+
+
+async def _uploaded_files(request: Request, services: Services) -> list[tuple[str, bytes]]:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise HTTPException(415, "send the files as multipart/form-data in parts named `files`")
+    most = services.config.limits.upload_files
+    async with request.form(max_files=most, max_fields=most) as form:
+        parts = form.getlist("files")
+        if not parts:
+            raise HTTPException(422, "the upload has no part named `files`")
+        files = []
+        for part in parts:
+            if not isinstance(part, UploadFile):
+                raise HTTPException(422, "a part named `files` has no file name")
+            files.append((part.filename or "", await part.read()))
+    return files
+
+
+@router.get("/samples")
+async def samples(_: Reader) -> dict[str, Any]:
+    """The sample records that ship with the service."""
+    from ecg_agent_ray import ecg
+
+    paths = await run_in_threadpool(ecg.samples)
+    return {"data": [{"record_id": path.stem} for path in paths]}
+
+
+@router.post("/samples/{record_id}", status_code=201, response_model=EcgBody)
+async def add_sample(record_id: str, request: Request, caller: Reader) -> dict[str, Any]:
+    """Take a sample record as if it had been uploaded."""
+    from ecg_agent_ray import ecg
+
+    known = {path.stem for path in await run_in_threadpool(ecg.samples)}
+    if record_id not in known:
+        raise HTTPException(404, "there is no sample record of this name")
+    meta = await services_of(request).backend.add_sample(record_id, caller.name)
+    return meta.public()
+
+
+@router.get("/ecgs/{ecg_id}", response_model=EcgBody)
+async def describe(meta: OwnedEcg) -> dict[str, Any]:
+    """What the ECG is, and the signal quality of each lead."""
+    return meta.public()
+
+
+@router.delete("/ecgs/{ecg_id}", status_code=204)
+async def delete(meta: OwnedEcg, request: Request) -> None:
+    """Delete the ECG and all that is kept about it."""
+    await run_in_threadpool(services_of(request).store.delete, meta.id)
+
+
+@router.get("/ecgs/{ecg_id}/signal")
+async def signal(
+    meta: OwnedEcg,
+    request: Request,
+    leads: Annotated[str | None, Query(max_length=256, description="Comma-separated")] = None,
+    start: Annotated[float, Query(ge=0, description="Seconds")] = 0.0,
+    end: Annotated[float | None, Query(gt=0, description="Seconds")] = None,
+) -> Response:
+    """Samples in mV, one list per lead; null is a gap in the recording."""
+    wanted = [name.strip() for name in leads.split(",")] if leads else list(meta.leads)
+    stop = min(meta.duration_s, end) if end is not None else meta.duration_s
+    if stop <= start:
+        raise HTTPException(422, f"end must be after start; the ECG is {meta.duration_s:g} s long")
+    most = services_of(request).config.limits.signal_samples
+    if len(wanted) * (stop - start) * meta.sampling_rate > most:
+        raise HTTPException(422, f"more than {most} samples; ask for fewer leads or less time")
+    body = await services_of(request).backend.signal(
+        meta.id, {"leads": wanted, "start": start, "end": stop}
+    )
+    return Response(body, media_type="application/json")
+
+
+@router.get("/ecgs/{ecg_id}/plot.svg")
+async def plot(
+    meta: OwnedEcg,
+    request: Request,
+    marks: Annotated[bool, Query(description="Show the measured fiducial points")] = False,
+) -> Response:
+    """The ECG on standard paper: 25 mm/s, 10 mm/mV."""
+    svg = await services_of(request).backend.plot(meta.id, {"marks": marks})
+    return Response(svg, media_type="image/svg+xml")
+
+
+@router.post("/ecgs/{ecg_id}/measurement")
+async def measurement(
+    meta: OwnedEcg, request: Request, body: MeasurementRequest | None = None
+) -> dict[str, Any]:
+    """Heart rate, PR, QRS, QT and QTc, as `ecg-agent measure --json` gives them."""
+    options = (body or MeasurementRequest()).model_dump()
+    return await services_of(request).backend.tool("measurement", meta.id, options)
+
+
+@router.post("/ecgs/{ecg_id}/classification")
+async def classification(
+    meta: OwnedEcg, request: Request, body: ClassificationRequest | None = None
+) -> dict[str, Any]:
+    """Probabilities of the classifier's labels, as `ecg-agent classify --json` gives them."""
+    options = (body or ClassificationRequest()).model_dump()
+    options["leads"] = lead_configuration_of(meta, options["leads"])
+    return await services_of(request).backend.tool("classification", meta.id, options)
+
+
+@router.post("/ecgs/{ecg_id}/explanation")
+async def explanation(meta: OwnedEcg, request: Request, body: ExplanationRequest) -> dict[str, Any]:
+    """Where in the signal a label comes from, as `ecg-agent explain --json` gives it."""
+    options = body.model_dump()
+    options["leads"] = lead_configuration_of(meta, options["leads"])
+    return await services_of(request).backend.tool("explanation", meta.id, options)
+
+
+def lead_configuration_of(meta: EcgMeta, wanted: LeadConfiguration | None) -> LeadConfiguration:
+    """The configuration to work with: what was asked for, else the most the recording has.
+
+    Raises:
+        LeadError: the recording lacks a lead of the configuration asked for.
+    """
+    twelve = {"I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"}
+    needed: dict[LeadConfiguration, set[str]] = {"12-lead": twelve, "II": {"II"}, "I": {"I"}}
+    have = set(meta.leads)
+    if wanted is not None:
+        missing = needed[wanted] - have
+        if missing:
+            raise LeadError(f"the recording lacks {', '.join(sorted(missing))} for {wanted}")
+        return wanted
+    for configuration, leads in needed.items():
+        if leads <= have:
+            return configuration
+    raise LeadError(
+        f"the recording has neither 12 leads nor lead II or I; it has {', '.join(meta.leads)}"
+    )

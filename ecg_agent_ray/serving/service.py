@@ -1,0 +1,122 @@
+"""The service in this process's local Ray: started, waited for, and gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ecg_agent_ray.errors import ServiceError
+from ecg_agent_ray.plugins.local_cluster import local_ray
+from ecg_agent_ray.serving.config import ServiceConfig
+
+__all__ = ["running_service"]
+
+APPLICATION = "ecg-agent"
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def running_service(config: ServiceConfig, *, start_timeout_s: float = 180.0) -> Iterator[str]:
+    """Serve ``config`` and yield its base URL, such as ``http://127.0.0.1:8000``.
+
+    Joins the Ray of this process if there is one; otherwise starts a local one and ends it. Serve
+    is shut down in either case.
+
+    Raises:
+        ConfigError: it would be open to the network without tokens.
+        ServiceError: the port is taken, or it was not ready in ``start_timeout_s`` seconds.
+    """
+    config.check_exposure()
+    port = _free_port(config.host, config.port)
+    with local_ray(num_cpus=_cpus(config)):
+        from ray import serve
+
+        from ecg_agent_ray.serving.graph import build_app
+
+        try:
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={
+                    "host": config.host,
+                    "port": port,
+                    # the parts' own timeouts come first and say which part it was
+                    "request_timeout_s": config.timeouts.chat_s + 30,
+                },
+                logging_config={"log_level": "WARNING"},
+            )
+            try:
+                serve.run(build_app(config), name=APPLICATION, route_prefix="/")
+            except RuntimeError as error:
+                raise ServiceError(f"the service did not start: {_deploy_message()}") from error
+            shown = "127.0.0.1" if config.host in ("0.0.0.0", "localhost") else config.host
+            url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+            _wait_ready(url, start_timeout_s)
+            yield url
+        finally:
+            serve.shutdown()
+
+
+def _cpus(config: ServiceConfig) -> int:
+    """The scheduling budget that the graph at its smallest fits in, with room for the proxy."""
+    parts = (
+        config.deployments.ingress,
+        config.deployments.measurement,
+        config.deployments.classification,
+        config.deployments.agent,
+    )
+    wanted = sum(
+        part.num_cpus * (part.autoscaling.max_replicas if part.autoscaling else part.num_replicas)
+        for part in parts
+    )
+    return int(wanted) + 1
+
+
+def _free_port(host: str, port: int) -> int:
+    """``port``, or a free one for 0; raises :class:`ServiceError` where it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise ServiceError(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(url: str, timeout_s: float) -> None:
+    import httpx
+
+    deadline = time.monotonic() + timeout_s
+    last: Any = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=10)
+            if answer.status_code == 200:
+                for part in answer.json()["degraded"]:
+                    _log.warning("degraded: %s", answer.json()["parts"][part])
+                return
+            last = answer.text
+        except httpx.HTTPError as error:
+            last = error
+        time.sleep(0.1)
+    raise ServiceError(f"the service was not ready after {timeout_s:g} s: {last}")
+
+
+def _deploy_message() -> str:
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    if application is None:
+        return "Serve knows nothing of it"
+    broken = [
+        f"{name}: {deployment.message}"
+        for name, deployment in application.deployments.items()
+        if deployment.message
+    ]
+    return "; ".join(broken) or application.message
