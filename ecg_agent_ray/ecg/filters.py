@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fill_gaps", "resample"]
+__all__ = ["band", "fill_gaps", "moving_average", "resample"]
 
 
 def fill_gaps(signal: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -44,3 +44,42 @@ def resample(
         )
         out[gaps[..., nearest]] = np.nan
     return np.asarray(out, dtype=np.float32)
+
+
+def band(
+    signal: npt.NDArray[np.floating],
+    rate: float,
+    low_hz: float | None,
+    high_hz: float | None,
+    order: int = 2,
+) -> npt.NDArray[np.float64]:
+    """Zero-phase Butterworth filter along the last axis; either edge may be left open.
+
+    A high edge at or above 0.45 of the rate is left open: there is nothing above it to remove.
+    """
+    from scipy.signal import butter, sosfiltfilt
+
+    if high_hz is not None and high_hz >= 0.45 * rate:
+        high_hz = None
+    if low_hz is None and high_hz is None:
+        return np.asarray(signal, dtype=np.float64)
+    if low_hz is None:
+        sos = butter(order, high_hz, "lowpass", fs=rate, output="sos")
+    elif high_hz is None:
+        sos = butter(order, low_hz, "highpass", fs=rate, output="sos")
+    else:
+        sos = butter(order, (low_hz, high_hz), "bandpass", fs=rate, output="sos")
+    # long enough that a slow high-pass has settled before the first beat
+    pad = min(signal.shape[-1] - 1, int(rate * (1.5 if low_hz else 0.2)))
+    filtered: npt.NDArray[np.float64] = sosfiltfilt(sos, signal, axis=-1, padlen=max(pad, 0))
+    return filtered
+
+
+def moving_average(signal: npt.NDArray[np.floating], width: int) -> npt.NDArray[np.float64]:
+    """Centred mean over ``width`` samples along the last axis, ends held."""
+    from scipy.ndimage import uniform_filter1d
+
+    out: npt.NDArray[np.float64] = uniform_filter1d(
+        np.asarray(signal, dtype=np.float64), max(int(width), 1), axis=-1, mode="nearest"
+    )
+    return out

@@ -1,0 +1,157 @@
+"""Beats and their fiducials of one lead or of all leads, for the measurement tool."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ecg_agent_ray.ecg import Recording
+from ecg_agent_ray.ecg.delineation import FIDUCIALS, WORKING_RATE_HZ, delineate, find_beats
+from ecg_agent_ray.ecg.filters import fill_gaps
+from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality
+from ecg_agent_ray.tools.measurement import BeatTable
+
+__all__ = ["BeatFinder"]
+
+_PREFERRED = "II"
+_PREFERENCE = 0.05
+_LONGEST_GAP_S = 0.2
+# how far from the median of the leads a lead's boundary may lie to count, ms
+_AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 24.0}
+_AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 40.0}
+
+
+class BeatFinder:
+    """Works on one recording at the working rate; every step is done once and only when needed."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+
+    @cached_property
+    def _working(self) -> Recording:
+        return self.recording.resample(WORKING_RATE_HZ)
+
+    @cached_property
+    def quality(self) -> dict[str, LeadQuality]:
+        return assess_quality(self._working)
+
+    @cached_property
+    def _beats(self) -> npt.NDArray[np.intp]:
+        """Beats by all usable leads together; by all doubtful ones where none is usable."""
+        working = self._working
+        for status in ("usable", "doubtful"):
+            names = [n for n, quality in self.quality.items() if quality.status == status]
+            if names:
+                beats = find_beats(fill_gaps(working.select(names).signal), working.sampling_rate)
+                gap = np.asarray(np.isnan(working.select(names).signal).all(axis=0))
+                return beats[~gap[beats]]
+        return np.empty(0, dtype=np.intp)
+
+    def best_lead(self) -> str:
+        """The lead of the highest score; lead II, the rhythm lead, wins near ties."""
+
+        def score(name: str) -> tuple[bool, float]:
+            quality = self.quality[name]
+            bonus = _PREFERENCE if name == _PREFERRED else 0.0
+            return quality.status == "usable", quality.score + bonus
+
+        return max(self.recording.leads, key=score)
+
+    def one_lead(self, name: str) -> BeatTable:
+        beats = self._beats
+        if beats.size == 0:
+            return _empty()
+        lead = self._working.lead(name)
+        found = delineate(lead, beats, WORKING_RATE_HZ)
+        notes = [] if found.p_present else [_no_p()]
+        points = _without_gaps(found.points, lead)
+        return BeatTable(points, WORKING_RATE_HZ, self._rr_before(points["r_peak"], lead), notes)
+
+    def all_leads(self) -> tuple[BeatTable, LeadQuality]:
+        """Earliest onset to latest offset over the leads that agree, as electrocardiographs do."""
+        names = [n for n, quality in self.quality.items() if quality.status == "usable"]
+        names = names or [n for n, q in self.quality.items() if q.status == "doubtful"]
+        n_all = len(self.recording.leads)
+        if not names:
+            reason = "no lead is usable"
+            return _empty(reason), LeadQuality("unusable", reason, 0.0)
+        reason = "" if len(names) == n_all else f"{len(names)} of {n_all} leads are used"
+        quality = LeadQuality(
+            self.quality[names[0]].status, reason, min(self.quality[n].score for n in names)
+        )
+        if self._beats.size == 0:
+            return _empty(), quality
+        tables = [self.one_lead(name) for name in names]
+        with_p = [t for t in tables if np.isfinite(t.points["p_onset"]).any()]
+        notes = [] if 2 * len(with_p) >= len(tables) else [_no_p()]
+        points = {name: self._combined(name, tables) for name in FIDUCIALS}
+        if notes:
+            points |= {n: np.full(len(tables[0]), np.nan) for n in FIDUCIALS if n.startswith("p_")}
+        rr_before = _median_over_leads(np.stack([t.rr_before_ms for t in tables]))
+        return BeatTable(points, WORKING_RATE_HZ, rr_before, notes), quality
+
+    @staticmethod
+    def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
+        stack = np.stack([table.points[name] for table in tables])
+        seen = np.isfinite(stack).any(axis=0)
+        result = np.full(stack.shape[1], np.nan)
+        if not seen.any():
+            return result
+        middle = np.nanmedian(stack[:, seen], axis=0)
+        if name not in _AGREEMENT_MS:
+            result[seen] = middle
+            return result
+        reach = _AGREEMENT_MS[name] * WORKING_RATE_HZ / 1000.0
+        near = np.where(np.abs(stack[:, seen] - middle) <= reach, stack[:, seen], np.nan)
+        near[:, np.isnan(near).all(axis=0)] = middle[np.isnan(near).all(axis=0)]
+        # the outermost lead alone may be noise, so a tenth of the leads must reach as far
+        share = 10.0 if name.endswith("onset") else 90.0
+        result[seen] = np.nanpercentile(near, share, axis=0)
+        return result
+
+    def _rr_before(
+        self, r_peaks: npt.NDArray[np.float64], lead: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        """RR before each beat, ms; NaN for the first and where a gap may hide a beat."""
+        rr = np.concatenate(([np.nan], np.diff(r_peaks))) * 1000.0 / WORKING_RATE_HZ
+        missing = np.concatenate(([0], np.cumsum(np.isnan(lead))))
+        at = np.clip(np.nan_to_num(r_peaks).astype(np.intp), 0, lead.size)
+        hidden = np.concatenate(([0], np.diff(missing[at]))) > _LONGEST_GAP_S * WORKING_RATE_HZ
+        rr[hidden] = np.nan
+        return rr
+
+
+def _median_over_leads(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Median of each column (beat) over the leads that have it, NaN where none has."""
+    result = np.full(values.shape[1], np.nan)
+    seen = np.isfinite(values).any(axis=0)
+    if seen.any():
+        result[seen] = np.nanmedian(values[:, seen], axis=0)
+    return result
+
+
+def _without_gaps(
+    points: dict[str, npt.NDArray[np.float64]], lead: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Points that fell into a gap were drawn on the bridge over it, so they are dropped."""
+    gap = np.isnan(lead)
+    if not gap.any():
+        return points
+    cleaned = {}
+    for name, positions in points.items():
+        index = np.clip(np.nan_to_num(positions).astype(np.intp), 0, lead.size - 1)
+        cleaned[name] = np.where(gap[index] & (name != "r_peak"), np.nan, positions)
+    return cleaned
+
+
+def _no_p() -> str:
+    return (
+        "no PR: the beats share no P wave (as in atrial fibrillation, paced or junctional rhythm)"
+    )
+
+
+def _empty(*notes: str) -> BeatTable:
+    nothing = np.empty(0)
+    return BeatTable(dict.fromkeys(FIDUCIALS, nothing), WORKING_RATE_HZ, nothing, list(notes))
