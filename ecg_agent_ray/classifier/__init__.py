@@ -1,0 +1,84 @@
+"""The ECG classifier: network, checkpoints, labels, calibration, metrics. torch, no Ray.
+
+>>> from ecg_agent_ray.classifier import load_classifier
+>>> classifier = load_classifier("builtin:")
+
+torch is imported at the first use of a name, not with the package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecg_agent_ray.classifier.bundle import (
+        BUILTIN,
+        Calibration,
+        Classifier,
+        load_classifier,
+        read_labels,
+    )
+    from ecg_agent_ray.classifier.checkpoint import export_checkpoint, load_checkpoint
+    from ecg_agent_ray.classifier.compact import CompactECGClassifier, CompactECGConfig
+    from ecg_agent_ray.classifier.labels import (
+        LABEL_INFO,
+        LABELS,
+        LEAD_CONFIGURATIONS,
+        configuration_labels,
+    )
+    from ecg_agent_ray.classifier.metrics import classifier_metrics
+    from ecg_agent_ray.classifier.model import (
+        ClassifierOutput,
+        ECGTransformerClassifier,
+        ECGTransformerConfig,
+    )
+    from ecg_agent_ray.classifier.preprocessing import prepare
+
+_HOME = {
+    "BUILTIN": "bundle",
+    "Calibration": "bundle",
+    "Classifier": "bundle",
+    "ClassifierOutput": "model",
+    "CompactECGClassifier": "compact",
+    "CompactECGConfig": "compact",
+    "ECGTransformerClassifier": "model",
+    "ECGTransformerConfig": "model",
+    "LABELS": "labels",
+    "LABEL_INFO": "labels",
+    "LEAD_CONFIGURATIONS": "labels",
+    "classifier_metrics": "metrics",
+    "configuration_labels": "labels",
+    "export_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "load_classifier": "bundle",
+    "prepare": "preprocessing",
+    "read_labels": "bundle",
+}
+
+__all__ = [
+    "BUILTIN",
+    "LABELS",
+    "LABEL_INFO",
+    "LEAD_CONFIGURATIONS",
+    "Calibration",
+    "Classifier",
+    "ClassifierOutput",
+    "CompactECGClassifier",
+    "CompactECGConfig",
+    "ECGTransformerClassifier",
+    "ECGTransformerConfig",
+    "classifier_metrics",
+    "configuration_labels",
+    "export_checkpoint",
+    "load_checkpoint",
+    "load_classifier",
+    "prepare",
+    "read_labels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
