@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ecg_agent_ray import __version__
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
@@ -109,6 +111,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
         with checkpoint.as_directory() as folder:
             leads = config.lead_configuration or common_lead_configuration(dialogues) or "12-lead"
             write_agent_folder(output, Path(folder) / "adapter", config, lead_configuration=leads)
+            (output / "README.md").write_text(_card(config, leads, len(dialogues), metrics))
         kept = {k: metrics[k] for k in ("loss", "validation_loss") if k in metrics}
         run.log_metrics({f"best_{name}": value for name, value in kept.items()})
     return LLMResult(str(output), run.run_id, digest, metrics, time.perf_counter() - start)
@@ -160,6 +163,7 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
     environment = {
         "PATH": _path(),
         "OMP_NUM_THREADS": str(spread.threads_per_worker),
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
         # a build directory that lasts: compiling takes half a minute, loading half a second
         "TORCH_EXTENSIONS_DIR": str(load_settings().cache_dir / "torch-extensions"),
     }
@@ -215,6 +219,28 @@ def _best(result: Any) -> tuple[dict[str, float], Any]:
     else:
         raise TrainingError("fine-tuning ended without a checkpoint")
     return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}, checkpoint
+
+
+def _card(
+    config: LLMFinetuneConfig, leads: str, n_dialogues: int, metrics: dict[str, float]
+) -> str:
+    measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
+    start = f"continued from {config.adapter}" if config.adapter else "trained from scratch"
+    return f"""# ECG agent adapter ({leads})
+
+LoRA adapter for `{config.base_model}`, {start} on {n_dialogues} dialogues
+(`{Path(config.train).name}`). Not a medical device: for research and development only.
+
+| at the kept checkpoint | |
+|---|---|
+{measured}
+
+Made by ecg-agent-ray {__version__} with this configuration:
+
+```yaml
+{yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()}
+```
+"""
 
 
 def write_agent_folder(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -85,6 +84,22 @@ def sequence_loss(model: Any, pack: Pack, device: Any) -> Any:
         use_cache=False,
     ).logits
     return cross_entropy(logits[0].float(), labels[targets], reduction="sum")
+
+
+@contextlib.contextmanager
+def _deepspeed_globals() -> Iterator[None]:
+    """The three classes DeepSpeed's optimiser shards name, allowed for this load alone.
+
+    DeepSpeed asks torch for unrestricted unpickling; TORCH_FORCE_WEIGHTS_ONLY_LOAD, which the job
+    sets for its workers, overrules it, so a tampered checkpoint store cannot run code here.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        yield
 
 
 class LLMWorker:
@@ -249,11 +264,9 @@ class LLMWorker:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
-        with checkpoint.as_directory() as folder:
+        with checkpoint.as_directory() as folder, _deepspeed_globals():
             _, state = self.engine.load_checkpoint(
-                os.path.join(folder, "deepspeed"),  # noqa: PTH118 (DeepSpeed takes text)
-                tag="last",
-                load_module_strict=False,
+                str(Path(folder) / "deepspeed"), tag="last", load_module_strict=False
             )
         self.tokens_seen = int(state["tokens_seen"])
         logger.info("resumed after step %d", state["step"])

@@ -1,0 +1,111 @@
+"""``data dialogues synthesize|validate|stats|clean``: dialogue sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecg_agent_ray._cli.output import console, emit
+from ecg_agent_ray.errors import ConfigError
+
+__all__ = ["register"]
+
+DialogueFile = Annotated[Path, typer.Argument(help="JSONL or Parquet rows in ECG-MTD's form.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Data sets.")
+    dialogues = typer.Typer(help="Dialogues in ECG-MTD's form.")
+    dialogues.command("synthesize")(synthesize)
+    dialogues.command("validate")(validate)
+    dialogues.command("stats")(stats)
+    dialogues.command("clean")(clean)
+    group.add_typer(dialogues, name="dialogues")
+    app.add_typer(group, name="data")
+
+
+def synthesize(
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of ECG files; repeatable. Left out: the shipped records."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the split files.")] = Path(
+        "outputs/dialogues"
+    ),
+    n: Annotated[int, typer.Option(min=1, help="Dialogues in all splits together.")] = 1000,
+    lead_configuration: Annotated[
+        list[str] | None, typer.Option(help="12-lead, I or II; repeatable. Left out: 12-lead.")
+    ] = None,
+    classifier: Annotated[str, typer.Option(help="Classifier folder or builtin:")] = "builtin:",
+    explain: Annotated[int, typer.Option(help="Recordings that also get explanations.")] = 40,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Record ids to leave out; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the writer and the split of records.")] = 42,
+    as_json: AsJson = False,
+) -> None:
+    """Write dialogues about recordings from the tools' real outputs.
+
+    Records and wording are both split: no record and no template is in two splits.
+    """
+    from ecg_agent_ray import ecg
+    from ecg_agent_ray.dialogue import LEAD_CONFIGURATIONS, write_dialogues
+    from ecg_agent_ray.dialogue.synthesis import synthesize as write
+    from ecg_agent_ray.pipelines.facts import collect_facts, find_recordings, split_records
+
+    wanted = lead_configuration or ["12-lead"]
+    leads = tuple(known for known in LEAD_CONFIGURATIONS if known in wanted)
+    if unknown := set(wanted) - set(LEAD_CONFIGURATIONS):
+        raise ConfigError(f"unknown lead configuration {', '.join(sorted(unknown))}")
+    files = [f for folder in records for f in find_recordings(folder)] if records else ecg.samples()
+    files = [file for file in files if file.stem not in set(exclude or [])]
+    found = collect_facts(files, leads, classifier=classifier, explain=explain)
+    written = {}
+    for split, facts in split_records(found.facts, SPLITS, seed=seed).items():
+        dialogues = write(facts, n=max(1, round(n * SPLITS[split])), seed=seed, split=split)
+        written[split] = str(write_dialogues(output / f"{split}.jsonl", dialogues))
+    result = {"records": len(files), "errors": found.errors, "files": written}
+    if as_json:
+        emit(result)
+    else:
+        for split, path in written.items():
+            console.print(f"{split}: {path}")
+        for error in found.errors:
+            console.print(f"left out {error['file']}: {error['message']}", style="yellow")
+
+
+def validate(file: DialogueFile, as_json: AsJson = False) -> None:
+    """List every problem of a dialogue file; exit code 1 if there is one."""
+    from ecg_agent_ray.dialogue import load_dialogues
+    from ecg_agent_ray.dialogue import validate as check
+
+    read = load_dialogues(file)
+    problems = [*read.problems, *check(read.dialogues)]
+    if as_json:
+        emit({"dialogues": len(read.dialogues), "problems": [str(item) for item in problems]})
+    else:
+        for problem in problems:
+            console.print(str(problem))
+        console.print(f"{len(read.dialogues)} dialogues, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+def stats(file: DialogueFile) -> None:
+    """Counts of actions, topics, levels and lengths, as JSON."""
+    from ecg_agent_ray.dialogue import read_dialogues
+    from ecg_agent_ray.dialogue import stats as count
+
+    emit(count(read_dialogues(file)))
+
+
+def clean(file: DialogueFile) -> None:
+    """Report thoughts that leak the generator's instructions, as JSON."""
+    from ecg_agent_ray.dialogue import cleaning_report, read_dialogues
+
+    emit(cleaning_report(read_dialogues(file)))

@@ -1,0 +1,103 @@
+"""The ``ecg-agent`` command: sub-commands, and how errors end it.
+
+Exit codes: 0 done; 1 ran and failed; 2 bad input or configuration; 3 refused; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from ecg_agent_ray import __version__
+from ecg_agent_ray._cli import agent, data, demo, models, recordings, serve, train
+from ecg_agent_ray.errors import EcgAgentError
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="ecg-agent",
+    help="ECG agents on Ray and MLflow: measure, train, promote, serve and talk.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ecg-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every step to stderr.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("ecg_agent_ray").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+for group in (recordings, data, train, agent, models, serve, demo):
+    group.register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; nothing raised on purpose becomes a traceback."""
+    _quiet_libraries()
+    try:
+        code = app(list(arguments), standalone_mode=False)
+    except EcgAgentError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone (`| head`); say nothing, and let no flush fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def _quiet_libraries() -> None:
+    """Defaults of chatty libraries; whoever sets one of these variables keeps the say."""
+    for name, value in {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DS_LOG_LEVEL": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+if __name__ == "__main__":
+    main()
