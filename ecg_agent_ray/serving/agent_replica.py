@@ -33,6 +33,7 @@ class AgentReplica:
         self._threads = ThreadPoolExecutor(
             config.deployments.agent.max_ongoing_requests, thread_name_prefix="turn"
         )
+        self._variants: dict[str, Any] = {}
         self._agent: LoadedPart[Any] = LoadedPart("the agent", self._load)
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
@@ -41,7 +42,7 @@ class AgentReplica:
         from ecg_agent_ray.agent import load_agent
 
         torch.set_num_threads(self._config.deployments.agent.threads)
-        chosen = choose_model(self._config.agent, AGENT_NAME)
+        chosen = choose_model(self._config.agent, "agent")
         agent = load_agent(chosen.path, base_model=self._config.base_model)
         about = {
             "uri": chosen.uri,
@@ -51,6 +52,16 @@ class AgentReplica:
             "engine": agent.engine.name,
         }
         return agent, about
+
+    def _agent_for(self, agent: Any, configuration: str) -> Any:
+        """The same engine with the system prompt of another lead configuration."""
+        from ecg_agent_ray.agent import Agent
+
+        if configuration not in self._variants:
+            self._variants[configuration] = Agent(
+                agent.engine, configuration, classifier=agent.classifier, name=agent.name
+            )
+        return self._variants[configuration]
 
     def status(self) -> dict[str, Any]:
         return self._agent.status()
@@ -102,6 +113,8 @@ class AgentReplica:
 
     def _run(self, agent: Any, turn: Mapping[str, Any]) -> Any:
         configuration = turn["lead_configuration"] or agent.lead_configuration
+        if configuration != agent.lead_configuration:
+            agent = self._agent_for(agent, configuration)
         toolbox = HandleToolbox(
             ecg_id=turn["ecg_id"],
             lead_configuration=configuration,

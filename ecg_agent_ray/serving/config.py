@@ -7,7 +7,6 @@ and KubeRay therefore all read the same file.
 
 from __future__ import annotations
 
-import importlib.resources
 import ipaddress
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pydantic import (
 
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.settings import load_settings
+from ecg_agent_ray.shipped import shipped
 
 __all__ = [
     "AutoscalingConfig",
@@ -319,12 +319,9 @@ def _find(source: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"no configuration file at {path}")
         return path
-    package = Path(str(importlib.resources.files("ecg_agent_ray")))
-    folders = [package / "_shipped" / "serve_configs", package.parent / "serve_configs"]
-    for folder in folders:
-        if (folder / f"{source}.yaml").is_file():
-            return folder / f"{source}.yaml"
-    names = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
-    raise ConfigError(
-        f"no shipped configuration named {source!r}", hint=f"there are: {', '.join(names)}"
-    )
+    folder = shipped("serve_configs")
+    path = folder / f"{source}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(known.stem for known in folder.glob("*.yaml")))
+        raise ConfigError(f"no configuration named {source!r}", hint=f"there are: {names}")
+    return path

@@ -147,6 +147,8 @@ class HandleToolbox:
         classification: DeploymentHandle,
         timeout_s: float,
     ) -> None:
+        self.key = f"{ecg_id}/{lead_configuration}" if ecg_id else ""
+        """What the agent remembers earlier turns by."""
         self._ecg_id = ecg_id
         self._configuration = lead_configuration
         self._measurement = measurement
@@ -174,13 +176,13 @@ class HandleToolbox:
     def _run(self, action: Action, question: str, previous: Sequence[ToolResult]) -> dict[str, Any]:
         if self._ecg_id is None:
             raise ToolError("no ECG was given with this dialogue")
-        if action is Action.CALL_MEASUREMENT_TOOL:
+        if action is Action.CALL_MEASUREMENT:
             single = self._configuration != "12-lead"
             lead = self._configuration if single else "auto"
             return self._ask(self._measurement, "measurement", {"lead": lead})
-        if action is Action.CALL_CLASSIFICATION_TOOL:
+        if action is Action.CALL_CLASSIFICATION:
             return self._classify()
-        if action is Action.CALL_EXPLANATION_TOOL:
+        if action is Action.CALL_EXPLANATION:
             label = choose_explained_label(question, previous) or self._first_label()
             options = {"label": label, "leads": self._configuration}
             return self._ask(self._classification, "explanation", options)

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ecg_agent_ray.errors import EcgAgentError, ModelNotFoundError, ServiceError
+from ecg_agent_ray.errors import ModelNotFoundError, ServiceError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["AGENT_NAME", "CLASSIFIER_NAME", "ChosenModel", "LoadedPart", "choose_model"]
+__all__ = ["AGENT_NAME", "ChosenModel", "LoadedPart", "choose_model"]
 
 AGENT_NAME = "ecg-agent"
-CLASSIFIER_NAME = "ecg-classifier"
 BUILTIN = "builtin:"
 AUTO = "auto"
 
@@ -33,8 +32,10 @@ class ChosenModel:
     reason: str
 
 
-def choose_model(uri: str, registered_name: str) -> ChosenModel:
+def choose_model(uri: str, kind: str) -> ChosenModel:
     """Find the model behind ``uri``; ``auto`` is the registered champion, else the shipped one.
+
+    ``kind`` is ``agent`` or ``classifier``.
 
     Raises:
         ModelNotFoundError: an explicit URI names no model.
@@ -42,16 +43,17 @@ def choose_model(uri: str, registered_name: str) -> ChosenModel:
     from ecg_agent_ray import registry
 
     if uri != AUTO:
-        return ChosenModel(uri, registry.resolve(uri), "configured")
-    champion = f"models:/{registered_name}@champion"
+        return ChosenModel(uri, registry.resolve(uri, kind=kind), "configured")
+    champion = f"models:/ecg-{kind}@champion"
     if _has_registry():
         try:
-            return ChosenModel(champion, registry.resolve(champion), "the registered champion")
+            path = registry.resolve(champion, kind=kind)
+            return ChosenModel(champion, path, "the registered champion")
         except ModelNotFoundError as error:
             reason = f"no champion: {error.message}"
     else:
         reason = "no registry here yet"
-    return ChosenModel(BUILTIN, registry.resolve(BUILTIN), reason)
+    return ChosenModel(BUILTIN, registry.resolve(BUILTIN, kind=kind), reason)
 
 
 def _has_registry() -> bool:
@@ -105,7 +107,7 @@ class LoadedPart(Generic[_T]):
         self._tried_at = started
         try:
             self._part, self._about = self._load()
-        except (EcgAgentError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # model libraries raise whatever they like
             self._problem = str(error) or type(error).__name__
             _log.exception("cannot load %s", self._name)
             return

@@ -120,10 +120,11 @@ class EcgAgentOptions(_Options):
     include_steps: bool = Field(
         default=False, description="Add the tool steps and the grounding report to the answer."
     )
-    steps: list[dict[str, Any]] = Field(
-        default=[],
+    steps: list[dict[str, Any]] | None = Field(
+        default=None,
         max_length=256,
-        description="Steps of earlier turns as they were received, so that no tool runs twice.",
+        description="Steps of earlier turns as they were received, so that no tool runs twice; "
+        "null if none were kept.",
     )
 
 

@@ -13,7 +13,7 @@ from ecg_agent_ray import ecg
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import RecordingError
 from ecg_agent_ray.serving.config import ServiceConfig
-from ecg_agent_ray.serving.models import CLASSIFIER_NAME, LoadedPart, choose_model
+from ecg_agent_ray.serving.models import LoadedPart, choose_model
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 from ecg_agent_ray.serving.uploads import read_upload
 
@@ -91,7 +91,9 @@ class MeasurementReplica(_Replica):
         from ecg_agent_ray import tools
 
         recording = self.recording(ecg_id)
-        marks = tools.measure(recording, beats=True) if options["marks"] else None
+        marks = (
+            tools.measure(recording, beats=True).to_dict()["beats"] if options["marks"] else None
+        )
         with self._plot_lock:
             return ecg.plot(recording, marks=marks, file_format="svg")
 
@@ -119,7 +121,7 @@ class ClassificationReplica(_Replica):
         from ecg_agent_ray.classifier import load_classifier
 
         torch.set_num_threads(self.config.deployments.classification.threads)
-        chosen = choose_model(self.config.classifier, CLASSIFIER_NAME)
+        chosen = choose_model(self.config.classifier, "classifier")
         classifier = load_classifier(chosen.path)
         # the first pass compiles and allocates; better here than in somebody's request
         tools.classify(ecg.read(ecg.samples()[0]), model=classifier)

@@ -1,0 +1,135 @@
+"""One real service for all tests of this folder: local Ray Serve, HTTP on 127.0.0.1, tokens on.
+
+The language model is a random Llama of some thousand weights. Its words mean nothing, but they are
+constrained by the grammar, so every turn is a well-formed one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ecg_agent_ray import ecg
+from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
+from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig, LimitsConfig
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the service is and with which tokens."""
+
+    url: str
+    tokens: dict[str, str]
+    tokens_file: Path
+    store: Path
+    agent_folder: Path
+
+    def client(self, name: str | None = "alice") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def tiny_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An agent folder whose base model is a random Llama over bytes."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    base, agent = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("agent")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(base)
+    torch.manual_seed(7)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(fast),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=32_768,
+            eos_token_id=fast.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    model.save_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(agent)
+    about = {
+        "base_model": str(base),
+        "lead_configuration": "12-lead",
+        "prompt_version": 1,
+        "classifier": None,
+    }
+    (agent / "ecg_agent.json").write_text(json.dumps(about))
+    (agent / "README.md").write_text("A random model for tests.\n")
+    return agent
+
+
+@pytest.fixture(scope="session")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, tiny_agent: Path, ray_cluster: Any
+) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    tokens_file = folder / "tokens"
+    scopes = {"alice": ["read", "chat"], "bob": ["read", "chat"], "reader": ["read"]}
+    tokens = {name: TokenFile(tokens_file).create(name, names) for name, names in scopes.items()}
+    small = DeploymentConfig(num_cpus=0.2, graceful_shutdown_s=2)
+    config = ServiceConfig(
+        port=0,
+        agent=str(tiny_agent),
+        classifier="auto",
+        store=str(folder / "ecgs"),
+        tokens_file=tokens_file,
+        limits=LimitsConfig(upload_bytes=2_000_000, duration_s=60, messages=12, message_chars=500),
+        deployments=DeploymentsConfig(
+            ingress=small, measurement=small, classification=small, agent=small
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ECG_AGENT_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with running_service(config) as url:
+            yield Service(url, tokens, tokens_file, folder / "ecgs", tiny_agent)
+
+
+def wfdb_parts(header: Path) -> list[tuple[str, tuple[str, bytes]]]:
+    """A WFDB record as multipart parts."""
+    paths = (header, header.with_suffix(".dat"))
+    return [("files", (path.name, path.read_bytes())) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def sample_path() -> Path:
+    return ecg.samples()[0]
+
+
+@pytest.fixture(scope="session")
+def ecg_id(service: Service, sample_path: Path) -> str:
+    """An ECG of alice's that no test deletes."""
+    with service.client() as client:
+        answer = client.post("/v1/ecgs", files=wfdb_parts(sample_path))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
