@@ -2,7 +2,7 @@
 
 A dialogue's next prompt begins with its last one, so only what is new is encoded. The store is
 bounded, least recently used goes first. In low precision a reused prefix can differ in the last
-bit from one encoded in a single pass, since the matrix shapes differ; greedy output may then differ.
+bit from one encoded in a single pass, because matrix shapes differ; so may greedy output.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ measured or classified: a failure is an output like any other, which the model c
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import time
@@ -33,7 +34,11 @@ _STATEMENT_OF_OUTPUT = re.compile(r"^\s*(\S+)\s*\(")
 
 
 class Toolbox(Protocol):
-    """The tools for one ECG. ``call`` may be used from several threads."""
+    """The tools for one ECG. ``call`` may be used from several threads.
+
+    A toolbox may have a ``key``, text that is the same for the same ECG and tools and no other;
+    with it the agent remembers its own turns of a dialogue between requests.
+    """
 
     def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
         """Run the tool behind ``action``.
@@ -62,7 +67,7 @@ def choose_explained_label(question: str, previous: Sequence[ToolResult]) -> str
     A label of the last classification output that ``question`` names, by code or by plain name
     (case-insensitive), else that output's first label; None without a classification.
     """
-    from ecg_agent_ray.agent.grounding import mentioned_statements
+    from ecg_agent_ray.dialogue.statements import find_statements
 
     for result in reversed(previous):
         if result.tool != "classification" or not isinstance(result.output, Sequence):
@@ -70,7 +75,7 @@ def choose_explained_label(question: str, previous: Sequence[ToolResult]) -> str
         labels = [m[1] for entry in result.output if (m := _STATEMENT_OF_OUTPUT.match(str(entry)))]
         if not labels:
             continue
-        named = mentioned_statements(question)
+        named = find_statements(question)
         return next((label for label in labels if label in named), labels[0])
     return None
 
@@ -100,6 +105,8 @@ class LocalToolbox:
         self.lead_configuration = lead_configuration
         self._results: dict[tuple[Action, str], ToolResult] = {}
         self._lock = threading.Lock()
+        digest = hashlib.sha256(recording.signal.tobytes()).hexdigest()[:16]
+        self.key = f"{recording.record_id}:{digest}:{lead_configuration}:{classifier}"
 
     def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
         label = ""

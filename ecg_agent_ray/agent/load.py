@@ -1,0 +1,152 @@
+"""Agents from where they are kept.
+
+``builtin:``              the agent that the package carries
+a folder                  ``ecg_agent.json`` with a PEFT adapter, or with merged weights
+``openai:BASE_URL#MODEL`` any OpenAI-compatible endpoint
+``base:REFERENCE``        a base model without adapter, for comparison
+
+``models:/…`` is turned into a folder by the registry, which lies above this package.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.agent.engine import Engine
+from ecg_agent_ray.agent.loop import Agent
+from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
+from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
+
+__all__ = ["MANIFEST_NAME", "AgentManifest", "load_agent", "read_manifest", "write_manifest"]
+
+_log = logging.getLogger(__name__)
+
+MANIFEST_NAME = "ecg_agent.json"
+_BUILTIN = Path(__file__).resolve().parent.parent / "_data" / "agent"
+
+
+class AgentManifest(BaseModel):
+    """``ecg_agent.json``: what the weights in a folder need to be an agent."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    base_model: str = Field(
+        default=LAPTOP_BASE_MODEL,
+        description="What an adapter was trained on; see base_model. Unused with merged weights.",
+    )
+    lead_configuration: LeadConfiguration = "12-lead"
+    prompt_version: str = PROMPT_VERSION
+    classifier: str | None = Field(
+        default=None, description="URI of the classifier it was made for; null is the shipped one."
+    )
+
+
+def read_manifest(folder: str | Path) -> AgentManifest:
+    """The manifest of an agent's folder.
+
+    Raises :class:`ModelNotFoundError` without one, :class:`ConfigError` for a malformed one.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise ModelNotFoundError(f"{folder} holds no {MANIFEST_NAME}, so it is no agent")
+    try:
+        return AgentManifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        problems = tuple(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{path} is malformed", problems=problems) from error
+
+
+def load_agent(
+    source: str | Path = "builtin:",
+    *,
+    lead_configuration: LeadConfiguration | None = None,
+    level: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> Agent:
+    """An agent ready to run.
+
+    Parameters
+    ----------
+    source
+        Where it is kept; see the module's text.
+    lead_configuration
+        Overrides the manifest's.
+    level
+        CEFR level of the answers.
+    device, dtype
+        For local weights; None chooses.
+    **options
+        Passed on to :class:`Agent` (``max_tokens``, ``grounding``, …).
+
+    Raises
+    ------
+    ModelNotFoundError
+        There is no such folder, base model or builtin agent.
+    ConfigError
+        The manifest is malformed, or the source is of a kind this function does not resolve.
+    CheckpointError
+        The adapter does not fit its base model.
+    """
+    text = str(source)
+    if text.startswith("models:/"):
+        raise ConfigError(
+            f"{text} has to be resolved to a folder first", hint="use registry.resolve"
+        )
+    if text.startswith("openai:"):
+        from ecg_agent_ray.agent.openai_engine import OpenAIEngine
+
+        base_url, _, model = text.removeprefix("openai:").partition("#")
+        engine: Engine = OpenAIEngine(base_url, model)
+        return Agent(engine, lead_configuration or "12-lead", level=level, name=text, **options)
+    if text.startswith("base:"):
+        manifest = AgentManifest(base_model=text.removeprefix("base:"))
+        folder = None
+    else:
+        folder = _BUILTIN if text == "builtin:" else Path(text).expanduser()
+        manifest = read_manifest(folder)
+    if manifest.prompt_version != PROMPT_VERSION:
+        _log.warning(
+            "%s was trained with prompt version %s; this package has %s",
+            text,
+            manifest.prompt_version,
+            PROMPT_VERSION,
+        )
+    return Agent(
+        _local_engine(manifest, folder, text, device, dtype),
+        lead_configuration or manifest.lead_configuration,
+        level=level,
+        classifier=manifest.classifier,
+        name=text,
+        **options,
+    )
+
+
+def _local_engine(
+    manifest: AgentManifest, folder: Path | None, name: str, device: str | None, dtype: str | None
+) -> Engine:
+    from ecg_agent_ray.agent.transformers_engine import TransformersEngine
+
+    if folder is not None and not (folder / "adapter_config.json").is_file():
+        # merged weights: the folder is the model
+        return TransformersEngine(str(folder.resolve()), device=device, dtype=dtype, name=name)
+    return TransformersEngine(
+        manifest.base_model, adapter=folder, device=device, dtype=dtype, name=name
+    )
+
+
+def write_manifest(folder: str | Path, manifest: AgentManifest) -> Path:
+    """Write ``ecg_agent.json`` into ``folder``, which exists."""
+    path = Path(folder) / MANIFEST_NAME
+    path.write_text(json.dumps(manifest.model_dump(), indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,381 @@
+"""One user turn: the model acts, tools answer, and what the user reads has been checked.
+
+Covers: tool calls up to a limit, failed tools as outputs the model can speak about, answers sent
+sentence by sentence once grounded, advice in emergencies, dialogues rebuilt from a client's
+messages. Does not cover: several user turns at once in one model (see the engines).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from ecg_agent_ray.agent.engine import Engine, Generation, GenerationRequest, Message, Usage
+from ecg_agent_ray.agent.events import (
+    ContentDelta,
+    Event,
+    FinalEvent,
+    GroundingReport,
+    StatusEvent,
+    Step,
+    ToolCallEvent,
+    ToolOutputEvent,
+    ToolResult,
+)
+from ecg_agent_ray.agent.gate import AnswerGate
+from ecg_agent_ray.agent.grammar import CONTENT_MARKER
+from ecg_agent_ray.agent.grounding import Evidence
+from ecg_agent_ray.agent.history import History, Said, TurnMemory, read_messages, rebuild
+from ecg_agent_ray.agent.safety import EMERGENCY_ADVICE, advises_urgent_care, sounds_like_emergency
+from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox, failed_result
+from ecg_agent_ray.dialogue import (
+    Action,
+    LeadConfiguration,
+    Turn,
+    parse_turn,
+    render_turn,
+    system_prompt,
+)
+from ecg_agent_ray.dialogue.ranges import QUANTITIES
+from ecg_agent_ray.dialogue.statements import statement_name
+from ecg_agent_ray.errors import DialogueError, InputError
+
+__all__ = ["Agent"]
+
+_log = logging.getLogger(__name__)
+
+_UNREADABLE = "I could not form an answer to that. Please ask again in other words."
+
+
+class Agent:
+    """A model with its tools and rules.
+
+    Parameters
+    ----------
+    engine
+        What writes the turns.
+    lead_configuration
+        ``"12-lead"``, ``"I"`` or ``"II"``; decides the system prompt.
+    level
+        CEFR level of the answers (``A``, ``B``, ``C``), None leaves it to the model.
+    classifier
+        URI of the classifier the agent was made for, None for the shipped one. The agent only
+        carries it; whoever makes the toolbox uses it.
+    max_tool_calls
+        Tool calls in one user turn.
+    max_tokens
+        Tokens of one assistant message.
+    grounding
+        Check answers against the tool outputs before they are sent.
+    safety_advice
+        Add advice to seek care at once where the user describes an emergency and the answer does
+        not give it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lead_configuration: LeadConfiguration = "12-lead",
+        *,
+        level: str | None = None,
+        classifier: str | None = None,
+        max_tool_calls: int = 3,
+        max_tokens: int = 256,
+        grounding: bool = True,
+        safety_advice: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.engine = engine
+        self.lead_configuration = lead_configuration
+        self.classifier = classifier
+        self.max_tool_calls = max_tool_calls
+        self.max_tokens = max_tokens
+        self.grounding = grounding
+        self.safety_advice = safety_advice
+        self.name = name or engine.name
+        self.system: Message = {
+            "role": "system",
+            "content": system_prompt(lead_configuration, level=level),
+        }
+        self.memory = TurnMemory()
+
+    def run(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        toolbox: Toolbox | None = None,
+        *,
+        steps: Sequence[Step] | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[Event]:
+        """Answer the last user message.
+
+        Parameters
+        ----------
+        messages
+            OpenAI-shaped user and assistant messages; the last is the user's.
+        toolbox
+            The tools of the ECG at hand; None when there is no ECG, which the model is told when
+            it calls a tool.
+        steps
+            Earlier tool calls as :meth:`ToolResult.to_step` gave them; None when not kept.
+
+        Yields
+        ------
+        Event
+            As things happen; the last is always a :class:`FinalEvent`.
+
+        Raises
+        ------
+        InputError
+            The messages are malformed, or longer than the model's context.
+        """
+        said = read_messages(messages)
+        request = GenerationRequest(
+            max_tokens=max_tokens or self.max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+        return _UserTurn(self, said, toolbox, steps, request).events()
+
+    def respond(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        toolbox: Toolbox | None = None,
+        *,
+        steps: Sequence[Step] | None = None,
+    ) -> FinalEvent:
+        """:meth:`run` to the end; gives the final event alone."""
+        for event in self.run(messages, toolbox, steps=steps):
+            if isinstance(event, FinalEvent):
+                return event
+        raise AssertionError("a turn ended without its final event")
+
+    def write_turn(
+        self, messages: Sequence[Message], request: GenerationRequest | None = None
+    ) -> tuple[Turn, Generation]:
+        """The model's next assistant turn after rendered ``messages``, unchecked.
+
+        ``messages`` have no system message. A tool turn comes back pending. Raises
+        :class:`DialogueError` if an engine without grammar writes something else.
+        """
+        request = request or GenerationRequest(max_tokens=self.max_tokens)
+        generation = self.engine.generate([self.system, *messages], request)
+        return parse_turn(generation.text().rstrip("\n")), generation
+
+    def fitted(self, history: History, request: GenerationRequest) -> list[Message]:
+        """System prompt and history, the oldest user turns left out until all fits the model."""
+        messages: list[Message] = list(history.messages)
+        # room for what this turn's tool calls will add
+        wanted = replace(request, max_tokens=request.max_tokens + 128 * (1 + self.max_tool_calls))
+        while not self.engine.fits([self.system, *messages], wanted):
+            begins = [i for i, message in enumerate(messages) if message["role"] == "user"]
+            if len(begins) < 2:
+                raise InputError("the message is longer than the model can read", hint="shorten it")
+            messages = messages[begins[1] :]
+        return [self.system, *messages]
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a message began with: up to and into its content, or all of a tool turn."""
+
+    text: str
+    content_begun: bool
+
+
+@dataclass
+class _UserTurn:
+    """The state of one run."""
+
+    agent: Agent
+    said: list[Said]
+    toolbox: Toolbox | None
+    steps: Sequence[Step] | None
+    request: GenerationRequest
+    usage: Usage = field(default_factory=Usage)
+    report: GroundingReport = field(default_factory=GroundingReport)
+    results: list[ToolResult] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=lambda: {"tools_s": 0.0})
+    finish_reason: str = "stop"
+
+    def events(self) -> Iterator[Event]:
+        self.started = time.perf_counter()
+        self.history = rebuild(self.said, self.steps, self.toolbox, self.agent.memory)
+        self.messages = self.agent.fitted(self.history, self.request)
+        yield StatusEvent("thinking")
+        for _ in range(self.agent.max_tool_calls + 1):
+            generation = self.agent.engine.generate(
+                self.messages, replace(self.request, actions=self._offered())
+            )
+            head = yield from self._read_head(generation)
+            if head.content_begun:
+                yield from self._answer(head.text, generation)
+                return
+            self.usage.add(generation.usage)
+            turn = _parsed(head.text)
+            if turn is None or not turn.is_tool_call:
+                break
+            yield from self._call(turn)
+        yield from self._finish(Action.RESPONSE_FAIL, "", "")
+
+    def _offered(self) -> tuple[Action, ...]:
+        """A call made in this turn would give the same again, so it is not offered twice."""
+        called = {result.action for result in self.results}
+        may_call = len(self.results) < self.agent.max_tool_calls
+        return tuple(
+            action
+            for action in Action
+            if not action.is_tool_call or (may_call and action not in called)
+        )
+
+    def _mark(self, name: str) -> None:
+        self.timings.setdefault(name, time.perf_counter() - self.started)
+
+    def _read_head(self, generation: Generation) -> Generator[Event, None, _Head]:
+        text = ""
+        announced = False
+        for piece in generation:
+            text += piece
+            if not announced and "\n" in text:
+                announced = True
+                self._mark("first_action_s")
+                calls = text.startswith("Action: call_")
+                yield StatusEvent("calling_tool" if calls else "answering")
+            if CONTENT_MARKER in text:
+                return _Head(text, content_begun=True)
+        return _Head(text, content_begun=False)
+
+    def _call(self, turn: Turn) -> Iterator[Event]:
+        action = turn.assistant_action
+        yield ToolCallEvent(action, TOOL_OF_ACTION[action])
+        known = next((result for result in self.results if result.action is action), None)
+        if known is not None:
+            result = replace(known, ms=0.0)
+        elif self.toolbox is None:
+            result = failed_result(action, "no ECG has been given; ask the user to provide one")
+        else:
+            result = self.toolbox.call(
+                action,
+                question=self.history.question,
+                previous=[*self.history.results, *self.results],
+            )
+        result = replace(result, turn=self.history.turn)
+        self.timings["tools_s"] += result.ms / 1000
+        self.results.append(result)
+        done = Turn.call(action, turn.thought or "", result.output)
+        self.turns.append(done)
+        self.messages.append({"role": "assistant", "content": render_turn(done)})
+        yield ToolOutputEvent(result, reused=known is not None)
+
+    def _answer(self, head: str, generation: Generation) -> Iterator[Event]:
+        """Send the content as it passes the gate; after a failed check once more, constrained."""
+        before, _, content = head.partition(CONTENT_MARKER)
+        outputs = [result.output for result in (*self.history.results, *self.results)]
+        gate = AnswerGate(outputs, enabled=self.agent.grounding)
+        yield from self._through(gate, chain([content], generation), generation)
+        if gate.shut:
+            request = replace(
+                self.request,
+                prefix=f"{before}{CONTENT_MARKER}{gate.sent}{' ' if gate.sent else ''}",
+                numbers=Evidence.collect(outputs).numerals(),
+            )
+            sent = gate.sent
+            gate.reopen()
+            again = self.agent.engine.generate(self.messages, request)
+            yield from self._through(gate, again, again)
+            gate.repaired += gate.sent != sent
+        self.report.repaired += gate.repaired
+        self.report.dropped += gate.dropped
+        self.report.violations += gate.violations
+        turn = _parsed(f"{before}{CONTENT_MARKER}{gate.sent}")
+        action = turn.assistant_action if turn else Action.RESPONSE_FAIL
+        yield from self._finish(action, (turn.thought or "") if turn else "", gate.sent)
+
+    def _through(
+        self, gate: AnswerGate, pieces: Iterable[str], generation: Generation
+    ) -> Iterator[Event]:
+        for piece in pieces:
+            if passed := gate.feed(piece):
+                self._mark("first_content_s")
+                yield ContentDelta(passed)
+            if gate.shut:
+                break
+        else:
+            self.finish_reason = generation.finish_reason
+            if passed := gate.flush(cut=generation.finish_reason == "length"):
+                self._mark("first_content_s")
+                yield ContentDelta(passed)
+        generation.close()
+        self.usage.add(generation.usage)
+
+    def _finish(self, action: Action, thought: str, sent: str) -> Iterator[Event]:
+        if not sent:
+            sent = self._fallback()
+            self._mark("first_content_s")
+            yield ContentDelta(sent)
+        urgent = self.agent.safety_advice and sounds_like_emergency(self.history.question)
+        advise = urgent and not advises_urgent_care(sent)
+        if advise:
+            advice = f" {EMERGENCY_ADVICE}"
+            sent += advice
+            yield ContentDelta(advice)
+        self.turns.append(Turn.answer(action, thought, sent))
+        if ecg := str(getattr(self.toolbox, "key", "")):
+            self.agent.memory.remember([*self.said, Said("assistant", sent)], ecg, self.turns)
+        self.timings["total_s"] = time.perf_counter() - self.started
+        yield FinalEvent(
+            content=sent,
+            action=action,
+            steps=tuple(self.results),
+            grounding=self.report,
+            safety_advice_added=advise,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            timings=self.timings,
+            turns=tuple(self.turns),
+        )
+
+    def _fallback(self) -> str:
+        """What is said when no sentence of the model's may be: the tools' own values."""
+        said = "; ".join(filter(None, (_in_words(result) for result in self.results)))
+        if not said:
+            return _UNREADABLE
+        return f"I could not put this into words that I can vouch for. The tools gave: {said}."
+
+
+def _parsed(text: str) -> Turn | None:
+    try:
+        return parse_turn(text.rstrip("\n"))
+    except DialogueError as error:
+        _log.warning("unreadable turn: %s", error)
+        return None
+
+
+def _in_words(result: ToolResult) -> str:
+    output = result.output
+    if result.error is not None:
+        return f"{result.tool} failed ({result.error})"
+    if isinstance(output, Mapping):
+        values = [
+            f"{quantity.name} {output[key]} {quantity.unit}"
+            for key, quantity in QUANTITIES.items()
+            if output.get(key) is not None
+        ]
+        return ", ".join(values) or "no value could be measured"
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return ", ".join(_named(str(entry)) for entry in output) or "no finding above the threshold"
+    return ""
+
+
+def _named(entry: str) -> str:
+    code, _, rest = entry.partition(" ")
+    return f"{statement_name(code)} {rest}".strip()
