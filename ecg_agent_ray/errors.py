@@ -20,11 +20,15 @@
     ├── TrainingError                a training job failed
     └── ServiceError                 the service did not start or did not answer
 
-An error says what is wrong, where, and how to mend it. ``hint`` holds the mend when it is not part of
-the sentence; the command line prints it after the message, the HTTP API puts it in the problem body.
+An error says what is wrong, where, and how to mend it. ``hint`` holds the mend when it is not part
+of the sentence; the command line prints it after the message, the HTTP API puts it in the problem
+body.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = [
     "ChampionChangedError",
@@ -120,7 +124,13 @@ class RefusedError(EcgAgentError):
 
 
 class GateNotMetError(RefusedError):
-    pass
+    """``report`` is the gate's table: each requirement, the value, and by how much it misses."""
+
+    def __init__(
+        self, message: str, *, report: Mapping[str, Any] | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
 
 
 class ChampionChangedError(RefusedError):

@@ -26,10 +26,10 @@ def prepare_auth() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" in sys.modules:
         # Ray's C++ core read the environment when it was imported, which may have been before this
-        from ray._raylet import AuthenticationTokenLoader, Config
+        import ray._raylet as core
 
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        core.Config.initialize("")
+        core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -67,6 +67,8 @@ def configure(
     """
     import mlflow
 
+    # MLflow draws a bar for every handful of files; whoever sets this variable keeps the say
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     settings = load_settings()
     if tracking_uri is None:
         tracking_uri = settings.mlflow_uri

@@ -1,0 +1,1 @@
+"""Scripts that MLflow copies into a logged model (models from code)."""
