@@ -43,7 +43,7 @@ class AgentReplica:
 
         torch.set_num_threads(self._config.deployments.agent.threads)
         chosen = choose_model(self._config.agent, "agent")
-        agent = load_agent(chosen.path, base_model=self._config.base_model)
+        agent = load_agent(chosen.source)
         about = {
             "uri": chosen.uri,
             "reason": chosen.reason,

@@ -184,17 +184,14 @@ class ServiceConfig(_Model):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     agent: str = Field(
         default="auto",
-        description="URI of the agent: `models:/…`, a folder, `builtin:`, or `auto`, which is "
+        description="URI of the agent: `models:/…`, a folder, `builtin:`, `openai:BASE_URL#MODEL` "
+        "(any OpenAI-compatible server), or `auto`, which is "
         "models:/ecg-agent@champion where one is registered and else builtin:, and says which.",
     )
     classifier: str = Field(
         default="auto",
         description="URI of the classifier; `auto` is models:/ecg-classifier@champion where one is "
         "registered and else builtin:, and says which.",
-    )
-    base_model: str | None = Field(
-        default=None,
-        description="Base language model to load instead of the one the agent's folder names.",
     )
     store: str | None = Field(
         default=None,

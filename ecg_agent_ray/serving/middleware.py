@@ -35,7 +35,11 @@ Observer = Callable[[str, str, int, float], None]
 
 
 class RequestContext:
-    """Request id, security headers, one log line, one observation per request."""
+    """Request id, security headers, one log line, one observation per request.
+
+    Serve takes the client's ``X-Request-Id`` or makes one, and sends it back; here it reaches the
+    problem bodies and the log.
+    """
 
     def __init__(self, app: ASGIApp, observe: Observer) -> None:
         self._app = app
@@ -56,7 +60,6 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

@@ -25,10 +25,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model's URI, where it lies on this machine, and why it was taken."""
+    """A model's URI, what its loader is given, and why it was taken."""
 
     uri: str
-    path: Path
+    source: str
     reason: str
 
 
@@ -42,18 +42,20 @@ def choose_model(uri: str, kind: str) -> ChosenModel:
     """
     from ecg_agent_ray import registry
 
+    if uri.startswith(("openai:", "base:")):
+        return ChosenModel(uri, uri, "configured")
     if uri != AUTO:
-        return ChosenModel(uri, registry.resolve(uri, kind=kind), "configured")
+        return ChosenModel(uri, str(registry.resolve(uri, kind=kind)), "configured")
     champion = f"models:/ecg-{kind}@champion"
     if _has_registry():
         try:
             path = registry.resolve(champion, kind=kind)
-            return ChosenModel(champion, path, "the registered champion")
+            return ChosenModel(champion, str(path), "the registered champion")
         except ModelNotFoundError as error:
             reason = f"no champion: {error.message}"
     else:
         reason = "no registry here yet"
-    return ChosenModel(BUILTIN, registry.resolve(BUILTIN, kind=kind), reason)
+    return ChosenModel(BUILTIN, str(registry.resolve(BUILTIN, kind=kind)), reason)
 
 
 def _has_registry() -> bool:

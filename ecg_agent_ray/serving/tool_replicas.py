@@ -122,7 +122,7 @@ class ClassificationReplica(_Replica):
 
         torch.set_num_threads(self.config.deployments.classification.threads)
         chosen = choose_model(self.config.classifier, "classifier")
-        classifier = load_classifier(chosen.path)
+        classifier = load_classifier(chosen.source)
         # the first pass compiles and allocates; better here than in somebody's request
         tools.classify(ecg.read(ecg.samples()[0]), model=classifier)
         return classifier, {"uri": chosen.uri, "reason": chosen.reason}

@@ -6,7 +6,6 @@ constrained by the grammar, so every turn is a well-formed one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from ecg_agent_ray import ecg
+from ecg_agent_ray.agent.load import AgentManifest, write_manifest
 from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
 from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig, LimitsConfig
 
@@ -77,13 +77,7 @@ def tiny_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.save_pretrained(base)
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(agent)
-    about = {
-        "base_model": str(base),
-        "lead_configuration": "12-lead",
-        "prompt_version": 1,
-        "classifier": None,
-    }
-    (agent / "ecg_agent.json").write_text(json.dumps(about))
+    write_manifest(agent, AgentManifest(base_model=str(base)))
     (agent / "README.md").write_text("A random model for tests.\n")
     return agent
 

@@ -1,0 +1,233 @@
+"""Readiness, metrics, page, OpenAPI, configuration, and a service that leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from ecg_agent_ray import ecg
+from ecg_agent_ray.errors import ConfigError, ServiceError
+from ecg_agent_ray.serving import ServiceConfig, load_service_config, running_service
+from ecg_agent_ray.serving.config import LimitsConfig
+from ecg_agent_ray.serving.models import LoadedPart
+from ecg_agent_ray.serving.store import EcgStore
+from ecg_agent_ray.serving.uploads import safe_name
+from ecg_agent_ray.shipped import shipped
+
+
+def test_ready_and_all_parts_there(service: Any) -> None:
+    with service.client(None) as client:
+        answer = client.get("/readyz")
+        assert client.get("/healthz").json() == {"status": "ok"}
+    assert answer.status_code == 200
+    assert answer.json()["degraded"] == []
+    parts = answer.json()["parts"]
+    assert set(parts) == {"measurement", "classification", "agent"}
+    # nothing is registered in a fresh state folder, and the service says so
+    assert parts["classification"]["uri"] == "builtin:"
+    assert parts["classification"]["reason"] == "no registry here yet"
+
+
+def test_metrics_count_without_naming(service: Any, ecg_id: str) -> None:
+    with service.client() as client:
+        client.get(f"/v1/ecgs/{ecg_id}")
+        text = client.get("/metrics").text
+    assert re.search(r'ecg_agent_requests_total{.*route="/v1/ecgs/{ecg_id}".*} [1-9]', text)
+    assert ecg_id not in text
+    assert "alice" not in text
+
+
+def test_page_is_self_contained(service: Any) -> None:
+    with service.client(None) as client:
+        answer = client.get("/")
+    assert answer.status_code == 200
+    assert "not a medical device" in answer.text.lower()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", answer.text)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_openapi_tells_the_contract(service: Any) -> None:
+    with service.client(None) as client:
+        document = client.get("/openapi.json").json()
+    for path in (
+        "/v1/ecgs",
+        "/v1/ecgs/{ecg_id}",
+        "/v1/ecgs/{ecg_id}/signal",
+        "/v1/ecgs/{ecg_id}/plot.svg",
+        "/v1/ecgs/{ecg_id}/measurement",
+        "/v1/ecgs/{ecg_id}/classification",
+        "/v1/ecgs/{ecg_id}/explanation",
+        "/v1/chat/completions",
+        "/v1/models",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    ):
+        assert path in document["paths"], path
+    upload = document["paths"]["/v1/ecgs"]["post"]
+    assert {"201", "413", "415", "422", "429", "503"} <= upload["responses"].keys()
+    assert "application/problem+json" in upload["responses"]["415"]["content"]
+
+
+def test_every_answer_carries_security_headers(service: Any) -> None:
+    with service.client(None) as client:
+        for path in ("/", "/healthz", "/nowhere", "/v1/models"):
+            headers = client.get(path).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in shipped("serve_configs").glob("*.yaml")))
+def test_shipped_configurations_load(name: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = load_service_config(name)
+    assert config.host in ("127.0.0.1", "0.0.0.0")
+    text = (shipped("serve_configs") / f"{name}.yaml").read_text()
+    ServeDeploySchema.model_validate(yaml.safe_load(text))
+
+
+def test_production_is_not_open() -> None:
+    with pytest.raises(ConfigError, match="API tokens"):
+        load_service_config("production").check_exposure()
+
+
+def test_all_faults_of_a_configuration_at_once(tmp_path: Path) -> None:
+    text = (shipped("serve_configs") / "local.yaml").read_text()
+    document = yaml.safe_load(text)
+    document["applications"][0]["args"] |= {"retention_hours": -1, "agnet": "auto"}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError) as caught:
+        load_service_config(path)
+    assert {problem.split(":")[0] for problem in caught.value.problems} == {
+        "retention_hours",
+        "agnet",
+    }
+    with pytest.raises(ConfigError, match="local"):
+        load_service_config("nosuch")
+
+
+def test_a_taken_port_is_said(ray_cluster: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = ServiceConfig(port=taken.getsockname()[1])
+        with pytest.raises(ServiceError, match="cannot listen"), running_service(config):
+            pass
+
+
+def test_store_expires_and_keeps(tmp_path: Path) -> None:
+    store = EcgStore(str(tmp_path / "s"))
+    meta = store.add(ecg.sample(3), {}, "a")
+    assert store.recording(meta.id) == ecg.sample(3)
+    assert store.expire(3600) == 0
+    time.sleep(0.01)
+    assert store.expire(0.001) == 1
+    assert store.recording(meta.id) is None
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_store_on_another_file_system() -> None:
+    store = EcgStore("memory://ecgs")
+    meta = store.add(ecg.sample(3), {}, "a")
+    assert EcgStore("memory://ecgs").recording(meta.id) == ecg.sample(3)
+    store.delete(meta.id)
+    assert store.meta(meta.id) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("00001_hr.hea", "00001_hr.hea"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\ecg\\a b.edf", "a_b.edf"),
+        (".hidden", "hidden"),
+        ("..", "upload"),
+        ("", "upload"),
+        ("ä\0ö.dcm", "_.dcm"),
+        ("x" * 300 + ".edf", "x" * 76 + ".edf"),
+    ],
+)
+def test_safe_names(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+    assert len(safe_name(name)) <= 80
+
+
+def test_a_part_that_cannot_load_says_why_and_tries_again() -> None:
+    attempts = []
+
+    def load() -> tuple[str, dict[str, Any]]:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("the disk is away")
+        return "part", {"uri": "u"}
+
+    part = LoadedPart("the part", load)
+    assert part.status()["ready"] is False
+    with pytest.raises(ServiceError, match="the disk is away"):
+        part.get()
+    part.retry_s = 0.0
+    assert part.get() == "part"
+    assert part.status()["uri"] == "u"
+
+
+def test_limits_are_documented_with_units() -> None:
+    for model in (ServiceConfig, LimitsConfig):
+        assert all(field.description for field in model.model_fields.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_leaves_no_process(tmp_path: Path, number: int) -> None:
+    """`ecg-agent serve` in its own session: after the signal nobody of that session lives."""
+    environment = os.environ | {"ECG_AGENT_HOME": str(tmp_path), "ECG_AGENT_TEST_MARK": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    mark = f"ECG_AGENT_HOME={tmp_path}".encode()
+    command = [sys.executable, "-m", "ecg_agent_ray.cli", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        url = ""
+        for line in process.stdout:
+            if found := re.search(r"http://\S+", line):
+                url = found[0]
+                break
+        assert httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+        # open, but for this machine alone
+        rebound = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}, timeout=10)
+        assert rebound.status_code == 403
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    deadline = time.monotonic() + 20
+    while (left := _processes_with(mark)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+
+
+def _processes_with(mark: bytes) -> list[str]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+            continue
+        try:
+            if mark in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
