@@ -7,7 +7,7 @@ checkpoint is read too; it has no calibration, so that its probabilities are the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -188,7 +188,7 @@ class Classifier:
         return _sigmoid(logits)
 
     def predict(
-        self, recordings: Sequence[Recording], *, leads: str = "12-lead"
+        self, recordings: Iterable[Recording], *, leads: str = "12-lead"
     ) -> Iterator[tuple[npt.NDArray[np.float64], PreparedInput]]:
         """Per recording its probabilities (labels,), the mean over windows, and how it was
         prepared.

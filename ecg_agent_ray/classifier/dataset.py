@@ -103,13 +103,20 @@ def read_source(kind: SourceKind, path: str | Path) -> list[LabelledRecord]:
     if reader is None:
         raise ConfigError(f"unknown data kind {kind!r}", hint=f"one of {', '.join(SOURCE_KINDS)}")
     try:
-        records = reader(Path(path))
+        # absolute, since a worker has another working directory
+        records = reader(Path(path).resolve())
     except FileNotFoundError as error:
         raise ConfigError(f"{kind} data at {path}: {error.filename} is not there") from error
     except (KeyError, ValueError, SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"{kind} data at {path} is not in its form: {error!r}") from error
     if not records:
         raise ConfigError(f"{kind} data at {path} holds no recordings")
+    absent = [r.path for r in records if not r.path.with_suffix(".hea").is_file()]
+    if absent:
+        raise ConfigError(
+            f"{kind} data at {path}: {len(absent)} of {len(records)} recordings are not there, "
+            f"the first {absent[0]}"
+        )
     return records
 
 

@@ -1,0 +1,144 @@
+"""What a classifier fine-tuning job takes: start, data, validation, optimiser, how it is spread."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ecg_agent_ray.classifier.dataset import SourceKind
+from ecg_agent_ray.training.config import StrictConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "ClassifierFinetuneConfig",
+    "ClassifierOptimizer",
+    "DataParallelConfig",
+    "DataSource",
+    "NetworkConfig",
+    "ValidationConfig",
+]
+
+
+class NetworkConfig(StrictConfig):
+    """A network to train from scratch."""
+
+    architecture: Literal["compact", "ecg_transformer"] = "compact"
+    sizes: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the architecture's config; rest is default."
+    )
+
+
+class DataSource(StrictConfig):
+    """One data set; see ``ecg_agent_ray.classifier.dataset`` for the kinds."""
+
+    kind: SourceKind
+    path: str = Field(description="Folder or file; samples: for the shipped records.")
+
+
+class ValidationConfig(StrictConfig):
+    """Patients kept out. Drawn by patient, so that nobody is on both sides."""
+
+    fraction: float = Field(default=0.2, ge=0, lt=1, description="Of patients; 0 trains on all.")
+    seed: int = 42
+    records: list[str] | None = Field(
+        default=None, description="Record ids to hold out instead (with their whole patients)."
+    )
+
+
+class AugmentationConfig(StrictConfig):
+    """See ``ecg_agent_ray.classifier.augmentation.Augmentation``."""
+
+    shift: bool = True
+    gain: float = Field(default=0.2, ge=0, lt=1)
+    noise_mv: float = Field(default=0.01, ge=0)
+    single_lead: float = Field(default=0.2, ge=0, le=1)
+    lead_dropout: float = Field(default=0.2, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_kind_of_masking(self) -> Self:
+        if self.single_lead + self.lead_dropout > 1:
+            raise ValueError("single_lead + lead_dropout exceed 1")
+        return self
+
+
+class ClassifierOptimizer(StrictConfig):
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    lr: float = Field(default=3e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of all steps.")
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class DataParallelConfig(StrictConfig):
+    """Ray Train workers, one process each, with torch DDP."""
+
+    num_workers: int = Field(default=2, ge=1)
+    use_gpu: bool = False
+    backend: Literal["gloo", "nccl"] = Field(default="gloo", description="nccl for GPUs.")
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads_per_worker: int = Field(default=1, ge=1, description="OMP_NUM_THREADS of a worker.")
+    max_failures: int = Field(default=2, ge=0, description="Worker losses to resume from.")
+
+
+class ClassifierFinetuneConfig(StrictConfig):
+    """Binary cross-entropy over labels, cells that were not assessed left out."""
+
+    name: str = Field(default="finetune-classifier", description="Run name in MLflow and on disk.")
+    experiment: str = "ecg-classifier"
+    init: str | None = Field(
+        default="builtin:",
+        description="Classifier to continue: builtin:, a folder, a fairseq-signals checkpoint "
+        "(fine-tuned or pre-trained). null builds `network` from scratch.",
+    )
+    num_heads: int | None = Field(default=None, ge=1, description="Of a fairseq checkpoint.")
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    data: list[DataSource] = Field(min_length=1)
+    exclude_patients_of: list[DataSource] = Field(
+        default_factory=list, description="No record of these patients is trained on or validated."
+    )
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    cross_validation_folds: int = Field(
+        default=0,
+        ge=0,
+        description="Patient-grouped folds trained first, for honest metrics and calibration; "
+        "the final model then trains on all. 0: a single run with `validation`.",
+    )
+    calibrate: bool = Field(
+        default=False, description="Platt scaling and thresholds from the cross-validation."
+    )
+    min_positives: int = Field(
+        default=8, ge=1, description="Labels with fewer positives are not taught (not assessed)."
+    )
+    leads: Literal["12-lead", "I", "II"] = Field(
+        default="12-lead",
+        description="12-lead keeps all configurations; I or II trains for that lead only.",
+    )
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    optimizer: ClassifierOptimizer = Field(default_factory=ClassifierOptimizer)
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="Global: of all workers together.")
+    feature_grad_mult: float | None = Field(
+        default=None,
+        ge=0,
+        description="ECG transformer: factor on the conv extractor's gradient; 0 freezes it "
+        "(fairseq-signals' fine-tuning), null keeps the network's own.",
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 42
+    distributed: DataParallelConfig = Field(default_factory=DataParallelConfig)
+    output: str = Field(default="outputs/classifier", description="Where the classifier goes.")
+    storage: str | None = Field(
+        default=None, description="Ray Train's checkpoint storage; null: OUTPUT/checkpoints."
+    )
+    card: str | None = Field(default=None, description="File with the model card's introduction.")
+
+    @model_validator(mode="after")
+    def _calibration_needs_folds(self) -> Self:
+        if self.cross_validation_folds == 1:
+            raise ValueError("cross_validation_folds is 0 or at least 2")
+        if self.calibrate and not self.cross_validation_folds:
+            raise ValueError("calibrate needs cross_validation_folds of at least 2")
+        return self
