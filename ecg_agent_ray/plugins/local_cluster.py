@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 __all__ = ["local_ray", "prepare_auth"]
@@ -26,8 +27,7 @@ def prepare_auth() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" in sys.modules:
         # Ray's C++ core read the environment when it was imported, which may have been before this
-        import ray._raylet as core
-
+        core: Any = import_module("ray._raylet")
         core.Config.initialize("")
         core.AuthenticationTokenLoader.instance().reset_cache()
 

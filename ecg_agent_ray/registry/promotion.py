@@ -187,7 +187,10 @@ def _default_gate(name: str) -> str:
 def _check_expected(name: str, expected: int | str | None, champion: int | None) -> None:
     if expected is None:
         return
-    wanted = None if str(expected).lower() in ("0", "none") else int(expected)
+    text = str(expected).lower()
+    if not text.isdigit() and text != "none":
+        raise ConfigError(f"{expected!r} is no version number", hint="give a number, or none")
+    wanted = None if text in ("0", "none") else int(text)
     if wanted != champion:
         raise ChampionChangedError(
             f"champion changed: {name} has {_spoken(champion)}, expected was {_spoken(wanted)}",

@@ -1,0 +1,182 @@
+"""``models list|show|diff|promote|rollback|export``: the registry from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ecg_agent_ray._cli.output import console, emit, key_value_table
+from ecg_agent_ray.errors import GateNotMetError
+
+__all__ = ["register"]
+
+Name = Annotated[str, typer.Argument(help="Registered model, such as ecg-agent.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, nothing else.")]
+Reason = Annotated[str | None, typer.Option(help="Why; goes into the record.")]
+ExpectChampion = Annotated[
+    str | None,
+    typer.Option(help="Refuse (exit 3) unless this version is champion now; none: no champion."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Models in the registry: look, promote through a gate, roll back.")
+    group.command("list")(list_)
+    for command in (show, diff, promote, rollback, export):
+        group.command()(command)
+    app.add_typer(group, name="models")
+
+
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Only this registered model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List versions with their aliases and gate results."""
+    from ecg_agent_ray.registry import list_models
+
+    versions = list_models(name)
+    if as_json:
+        for version in versions:
+            emit(version.to_dict())
+        return
+    table = Table("model", "version", "aliases", "base model", "created", "gate")
+    for version in versions:
+        table.add_row(
+            version.name,
+            str(version.version),
+            ", ".join(version.aliases),
+            version.tags.get("base_model", ""),
+            version.created_at[:16],
+            version.tags.get("gate_result", "not judged").split(":")[0],
+        )
+    console.print(table if versions else "Nothing is registered yet; try `ecg-agent demo`.")
+
+
+def show(
+    name: Name,
+    version: Annotated[str, typer.Option(help="Number or alias.")] = "champion",
+    as_json: Json = False,
+) -> None:
+    """Show one version: aliases, run, tags, evaluation."""
+    from ecg_agent_ray.registry import show as find
+
+    found = find(name, version)
+    if as_json:
+        emit(found.to_dict())
+        return
+    facts = {"aliases": ", ".join(found.aliases), "run": found.run_id, "created": found.created_at}
+    console.print(key_value_table(found.uri, {**facts, **found.tags}))
+    if found.metrics:
+        console.print(key_value_table("evaluation", found.metrics))
+
+
+def diff(
+    name: Name,
+    first: Annotated[str, typer.Argument(help="Number or alias.")],
+    second: Annotated[str, typer.Argument(help="Number or alias.")],
+    as_json: Json = False,
+) -> None:
+    """Show what differs between two versions: configuration, data, metrics."""
+    from ecg_agent_ray.registry import diff as compare
+
+    found = compare(name, first, second)
+    if as_json:
+        emit(found.to_dict())
+        return
+    table = Table("", *(f"version {number}" for number in found.versions))
+    for part in (found.config, found.data, found.metrics):
+        for key, values in part.items():
+            table.add_row(key, *("—" if value is None else str(value) for value in values))
+        table.add_section()
+    console.print(table if table.row_count else "No difference.")
+
+
+def promote(
+    name: Name,
+    version: Annotated[str, typer.Option(help="Number or alias.")],
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Gate file, or a shipped gate's name. Default: the model's own gate."),
+    ] = None,
+    expect_champion: ExpectChampion = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote past the gate.")] = False,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version champion if the gate lets it pass; exit 3 if not."""
+    from ecg_agent_ray.registry import promote as move
+
+    try:
+        done = move(
+            name,
+            version,
+            gate=gate,
+            expect_champion=expect_champion,
+            force=force,
+            reason=reason,
+        )
+    except GateNotMetError as error:
+        report = error.report or {}
+        if as_json:
+            emit({"event": "refused", "name": name, "version": version, "gate": report})
+        else:
+            console.print(_gate_table(report))
+        raise
+    _print_promotion(done.to_dict(), as_json=as_json)
+
+
+def rollback(
+    name: Name,
+    expect_champion: ExpectChampion = None,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> None:
+    """Make the previous champion champion again."""
+    from ecg_agent_ray.registry import rollback as move
+
+    done = move(name, expect_champion=expect_champion, reason=reason)
+    _print_promotion(done.to_dict(), as_json=as_json)
+
+
+def export(
+    uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/3, builtin:KIND.")],
+    output: Annotated[Path, typer.Option(help="Directory to make.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a model's directory out of the registry."""
+    from ecg_agent_ray.registry import export as copy
+
+    path = copy(uri, output)
+    if as_json:
+        emit({"uri": uri, "path": str(path)})
+    else:
+        console.print(f"{uri} is in {path}")
+
+
+def _print_promotion(done: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        emit(done)
+        return
+    if done["gate"]:
+        console.print(_gate_table(done["gate"]))
+    forced = " (forced)" if done["forced"] else ""
+    before = f", before it was version {done['previous']}" if done["previous"] else ""
+    console.print(f"{done['name']}: version {done['version']} is champion{forced}{before}")
+
+
+def _gate_table(report: Mapping[str, Any]) -> Table:
+    table = Table("metric", "required", "is", "misses by", "", title=f"gate {report.get('gate')}")
+    for row in report.get("results", ()):
+        table.add_row(
+            row["metric"],
+            row["requirement"],
+            "missing" if row["value"] is None else f"{row['value']:.4g}",
+            f"{row['missed_by']:.4g}" if row["missed_by"] else "",
+            row["note"] or ("passed" if row["passed"] else "failed"),
+            style=None if row["passed"] else "red",
+        )
+    return table
