@@ -147,12 +147,13 @@ def measure(
 
     finder = BeatFinder(recording)
     if wanted == "global":
-        table, quality = finder.all_leads()
-        return _measurement(recording, "global", quality, table, beats)
+        combined, quality = finder.all_leads()
+        return _measurement(recording, "global", quality, combined, beats)
     name = finder.best_lead() if wanted == "auto" else normalise_lead(lead)
     recording.lead(name)  # raises for a lead that is not there
     quality = finder.quality[name]
-    if quality.status == "unusable":
+    # the published method looks at no quality, and is kept as it was
+    if quality.status == "unusable" and method != "paper":
         note = f"lead {name} is unusable: {quality.reason}"
         if wanted == "auto":
             note = f"no lead is usable; the best, {name}: {quality.reason}"
@@ -164,8 +165,8 @@ def measure(
     if method == "paper":
         values, notes, n_beats, table = paper_values(recording.lead(name), recording.sampling_rate)
         return _finished(recording, name, quality, values, notes, n_beats, table if beats else None)
-    table = neurokit_table(recording.lead(name), recording.sampling_rate)
-    return _measurement(recording, name, quality, table, beats)
+    by_neurokit = neurokit_table(recording.lead(name), recording.sampling_rate)
+    return _measurement(recording, name, quality, by_neurokit, beats)
 
 
 def _measurement(

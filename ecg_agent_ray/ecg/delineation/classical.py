@@ -37,9 +37,14 @@ _BEFORE_S, _AFTER_S = 0.50, 1.05
 _ALIKE = 0.90
 _NEIGHBOURS = 12
 _ALIGN_S = 0.04
+_SHORTEST_RR_S = 0.2
 _LONGEST_QTC_S = 0.64
 _LONGEST_PR_S = 0.42
-_P_CORRELATION, _P_SHARE_OF_QRS, _P_SMALLEST_MV = 0.45, 0.012, 0.012
+# a P wave is there where single beats follow their average so well, and it is so high; in an
+# irregular rhythm, where fibrillatory waves imitate P waves, both must be clearer
+_P_CORRELATION, _P_SMALLEST_MV, _P_SHARE_OF_QRS = 0.45, 0.0065, 0.010
+_IRREGULAR, _P_CORRELATION_IRREGULAR, _P_SMALLEST_IRREGULAR_MV = 0.12, 0.72, 0.03
+_CHAOTIC, _P_CORRELATION_CHAOTIC = 0.25, 0.93
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,16 @@ def delineate(
     t_limit = qrs.onset + np.minimum(
         _LONGEST_QTC_S * np.sqrt(rr_next) * rate, (rr_next - 0.06) * rate
     ).astype(np.intp)
-    t = t_waves(_averaged(_cut(t_signal, anchors, before, after), weights), qrs, t_limit, rate)
+    t = t_waves(
+        _averaged(_cut(t_signal, anchors, before, after), weights), qrs, t_limit, rr_next, rate
+    )
     raw_p = _cut(p_signal, anchors, before, after)
     p_rows = _averaged(raw_p, weights)
     earliest = _earliest_p(t.offset, anchors, before, rr_before, rate)
     p = p_waves(p_rows, qrs, earliest, rate)
-    evidence, present = _p_evidence(raw_p, p_rows, qrs_rows, earliest, qrs.onset, p.height)
+    evidence, present = _p_evidence(
+        raw_p, p_rows, qrs_rows, earliest, qrs.onset, p.height, _irregularity(anchors)
+    )
     columns = {
         "p_onset": np.where(present, p.onset, -1),
         "p_peak": np.where(present, p.peak, -1),
@@ -113,8 +122,11 @@ def _align(
         score = windows @ (template - template.mean()) / norms
         shift = np.argmax(score, axis=1)
         template = np.median(windows[np.arange(len(rows)), shift], axis=0)
-    anchors = beats + shift - reach
-    return np.asarray(np.clip(anchors, 0, signal.size - 1), dtype=np.intp)
+    moved = np.clip(beats + shift - reach, 0, signal.size - 1)
+    # two close beats must not slide onto one
+    clash = np.concatenate(([False], np.diff(moved) < _SHORTEST_RR_S * rate))
+    clash[:-1] |= clash[1:]
+    return np.asarray(np.where(clash, beats, moved), dtype=np.intp)
 
 
 def _cut(
@@ -184,6 +196,7 @@ def _p_evidence(
     earliest: npt.NDArray[np.intp],
     onset: npt.NDArray[np.intp],
     height: npt.NDArray[np.float64],
+    irregularity: float,
 ) -> tuple[float, bool]:
     """Whether the beats share a P wave: how well single beats follow the average before the QRS."""
     columns = np.arange(raw.shape[1])[np.newaxis]
@@ -199,5 +212,17 @@ def _p_evidence(
     correlation = float(np.median(np.sum(one * mean, axis=1) / norm))
     size = float(np.median(np.abs(height)))
     span = float(np.median(np.ptp(qrs_rows, axis=1)))
-    present = correlation >= _P_CORRELATION and size >= max(_P_SMALLEST_MV, _P_SHARE_OF_QRS * span)
-    return correlation, present
+    needed, smallest = _P_CORRELATION, max(_P_SMALLEST_MV, _P_SHARE_OF_QRS * span)
+    if irregularity > _IRREGULAR:
+        needed, smallest = _P_CORRELATION_IRREGULAR, max(smallest, _P_SMALLEST_IRREGULAR_MV)
+    if irregularity > _CHAOTIC:
+        needed = _P_CORRELATION_CHAOTIC
+    return correlation, correlation >= needed and size >= smallest
+
+
+def _irregularity(anchors: npt.NDArray[np.intp]) -> float:
+    """Median change of RR from beat to beat as a share of the median RR."""
+    rr = np.diff(anchors)
+    if rr.size < 3:
+        return 0.0
+    return float(np.median(np.abs(np.diff(rr))) / np.median(rr))

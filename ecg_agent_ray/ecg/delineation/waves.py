@@ -22,10 +22,15 @@ FloatRows = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
 # shares of the steepest slope, and how long the slope must stay below them
-_QRS_ONSET_SHARE, _QRS_OFFSET_SHARE = 0.075, 0.10
+_QRS_ONSET_SHARE, _QRS_OFFSET_SHARE = 0.03, 0.055
 _QUIET_ONSET_S, _QUIET_OFFSET_S = 0.012, 0.014
 _QRS_SEARCH_S = (0.14, 0.17)
-_SLOPE_SMOOTHING_S = 0.008
+_SLOPE_SMOOTHING_S = 0.014
+# T peaks about 0.32 s / sqrt(RR) after QRS onset; P peaks about 0.11 s before it
+_T_PLACE, _T_SPREAD, _T_SCALE_S = 0.32, 0.10, 0.09
+_P_PLACE_S, _P_SPREAD_S, _P_SCALE_S = 0.11, 0.11, 0.045
+_T_REACH_S, _T_REFERENCE_S = 0.15, 0.11
+_P_REACH_S, _P_SLOPE_S, _P_OFFSET_REACH_S = 0.068, 0.06, 0.06
 
 
 @dataclass(frozen=True)
@@ -101,117 +106,124 @@ def _r_peak(rows: FloatRows, onset: Index, offset: Index) -> Index:
     return np.asarray(np.where(deep, bottom, top), dtype=np.intp)
 
 
-def t_waves(rows: FloatRows, qrs: QrsWave, limit: Index, rate: float) -> TWave:
+def t_waves(
+    rows: FloatRows, qrs: QrsWave, limit: Index, rr_s: npt.NDArray[np.float64], rate: float
+) -> TWave:
     """T of each row between the end of QRS and ``limit`` (a column; where T must have ended).
 
-    ``rows`` keep up to about 15 Hz. The peak is the largest deflection from the line that joins the
-    ends of the window.
+    ``rows`` keep up to about 16 Hz, ``rr_s`` is the interval to the next beat in seconds.
+    """
+    width = rows.shape[1]
+    start = np.minimum(qrs.offset + round(0.04 * rate), width - 1)
+    stop = np.clip(limit, 0, width - 1)
+    place = (np.arange(width)[np.newaxis] - qrs.onset[:, None]) / rate
+    prior = _bell(place / np.sqrt(rr_s)[:, None], _T_PLACE, _T_SPREAD)
+    scale = np.clip(np.sqrt(rr_s), 0.6, 1.2) * _T_SCALE_S * rate
+    peak, size = _bump(rows, start, stop, scale, prior)
+    upright = rows * np.sign(size)[:, None]
+    end = np.minimum(stop, peak + round(_T_REACH_S * rate))
+    offset = _trapezium(upright, peak, end, stop, round(_T_REFERENCE_S * rate))
+    begin = np.maximum(start, peak - round(_T_REACH_S * rate))
+    onset = (
+        width
+        - 1
+        - _trapezium(
+            upright[:, ::-1],
+            width - 1 - peak,
+            width - 1 - begin,
+            width - 1 - start,
+            round(_T_REFERENCE_S * rate),
+        )
+    )
+    usable = (stop - start > round(0.08 * rate)) & (size != 0) & (offset > peak)
+    onset, peak, offset = (np.where(usable, found, -1) for found in (onset, peak, offset))
+    return TWave(onset, peak, offset)
+
+
+def _bell(values: FloatRows, centre: float, spread: float) -> FloatRows:
+    return np.asarray(np.exp(-0.5 * ((values - centre) / spread) ** 2), dtype=np.float64)
+
+
+def _bump(
+    rows: FloatRows, start: Index, stop: Index, scale: npt.NDArray[np.float64], prior: FloatRows
+) -> tuple[Index, npt.NDArray[np.float64]]:
+    """The most wave-like place of each window: column and signed size.
+
+    Size is the height above the chord between the points ``scale`` samples to either side, which a
+    sloping or displaced ST segment does not raise; ``prior`` weighs the places.
     """
     n, width = rows.shape
     columns = np.arange(width)[np.newaxis]
-    start = np.minimum(qrs.offset + round(0.05 * rate), width - 1)
-    stop = np.clip(limit, 0, width - 1)
-    usable = stop - start > round(0.08 * rate)
-    inside = (columns >= start[:, None]) & (columns <= stop[:, None])
+    reach = np.round(scale).astype(np.intp)[:, None]
+    left = np.clip(columns - reach, start[:, None], None).clip(0, width - 1)
+    right = np.clip(columns + reach, None, stop[:, None]).clip(0, width - 1)
+    y_left = np.take_along_axis(rows, np.broadcast_to(left, rows.shape), axis=1)
+    y_right = np.take_along_axis(rows, np.broadcast_to(right, rows.shape), axis=1)
+    share = (columns - left) / np.maximum(right - left, 1)
+    height = rows - (y_left * (1 - share) + y_right * share)
+    inside = (columns > start[:, None]) & (columns < stop[:, None])
+    score = np.where(inside, np.abs(height) * prior, 0.0)
     index = np.arange(n)
-    ends = rows[index, stop]
-    line = ends[:, None]
-    level = np.where(inside, rows - line, 0.0)
-    peak = _dominant(level, qrs.offset, stop, rate)
-    sign = np.sign(level[index, peak])
-    upright = (rows - line) * sign[:, None]
-    offset = _trapezium(upright, peak, stop, rate)
-    back = _trapezium(upright[:, ::-1], width - 1 - peak, width - 1 - qrs.offset, rate)
-    onset = np.maximum(width - 1 - back, qrs.offset)
-    height = np.abs(level[index, peak])
-    usable &= (height > 0) & (peak > start) & (offset > peak)
-    return TWave(*(np.where(usable, found, -1) for found in (onset, peak, offset)))
+    place = np.argmax(score, axis=1)
+    size = np.where(score[index, place] > 0, height[index, place], 0.0)
+    # the wave's own summit lies close by
+    near = np.abs(columns - place[:, None]) <= reach // 2
+    upright = np.where(near & inside, rows * np.sign(size)[:, None], -np.inf)
+    summit = np.where(np.isfinite(upright).any(axis=1), np.argmax(upright, axis=1), place)
+    return np.asarray(summit, dtype=np.intp), size
 
 
-def _dominant(level: FloatRows, start: Index, stop: Index, rate: float) -> Index:
-    """The turning point of greatest prominence-like size: interior extremes before window edges."""
-    size = np.abs(level)
-    turning = np.zeros(size.shape, dtype=bool)
-    turning[:, 1:-1] = (size[:, 1:-1] >= size[:, :-2]) & (size[:, 1:-1] > size[:, 2:])
-    turning &= size > 0
-    candidates = np.where(turning, size, 0.0)
-    # a late hump (U wave, next P) must be clearly larger than an earlier one to be called T
-    span = np.maximum(stop - start, 1)[:, None]
-    position = (np.arange(size.shape[1])[np.newaxis] - start[:, None]) / span
-    weight = np.where(position > 0.75, 0.5, 1.0)
-    return np.asarray(np.argmax(candidates * weight, axis=1), dtype=np.intp)
-
-
-def _trapezium(upright: FloatRows, peak: Index, stop: Index, rate: float) -> Index:
+def _trapezium(
+    upright: FloatRows, peak: Index, slope_stop: Index, stop: Index, reach: int
+) -> Index:
     """Where a wave that peaks at ``peak`` ends, at latest ``stop``.
 
-    From the steepest descent (m) to a reference (r) behind it, the end is the column i whose
-    trapezium (y_m - y_i) (2 r - i - m) / 2 is largest.
+    From the steepest descent (m), sought up to ``slope_stop``, to a reference (r) ``reach`` columns
+    behind it, the end is the column i whose trapezium (y_m - y_i) (2 r - i - m) / 2 is largest.
     """
     n, width = upright.shape
     columns = np.arange(width)[np.newaxis]
     index = np.arange(n)
     falling = -np.gradient(upright, axis=1)
-    reach = np.minimum(stop, peak + round(0.20 * rate))
-    behind = (columns > peak[:, None]) & (columns <= reach[:, None])
+    behind = (columns > peak[:, None]) & (columns <= slope_stop[:, None])
     steepest = np.argmax(np.where(behind, falling, -np.inf), axis=1)
-    reference = np.minimum(stop, steepest + round(0.20 * rate))
+    reference = np.minimum(stop, steepest + reach)
     area = (upright[index, steepest][:, None] - upright) * (
         2 * reference[:, None] - columns - steepest[:, None]
     )
-    area = np.where((columns >= steepest[:, None]) & (columns <= reference[:, None]), area, -np.inf)
-    return np.asarray(np.argmax(area, axis=1), dtype=np.intp)
+    within = (columns >= steepest[:, None]) & (columns <= reference[:, None])
+    return np.asarray(np.argmax(np.where(within, area, -np.inf), axis=1), dtype=np.intp)
 
 
 def p_waves(rows: FloatRows, qrs: QrsWave, earliest: Index, rate: float) -> PWave:
     """P of each row between ``earliest`` (a column) and QRS onset; -1 where there is no room.
 
-    ``rows`` keep up to about 20 Hz. Whether what was found is a P wave is for the caller, who sees
+    ``rows`` keep up to about 22 Hz. Whether what was found is a P wave is for the caller, who sees
     all the beats.
     """
-    n, width = rows.shape
-    columns = np.arange(width)[np.newaxis]
-    index = np.arange(n)
-    stop = np.maximum(qrs.onset - round(0.008 * rate), 0)
+    width = rows.shape[1]
+    stop = np.maximum(qrs.onset - round(0.004 * rate), 0)
     start = np.clip(earliest, 0, width - 1)
-    usable = stop - start > round(0.06 * rate)
-    inside = (columns >= start[:, None]) & (columns <= stop[:, None])
-    y0, y1 = rows[index, start], rows[index, stop]
-    share = (columns - start[:, None]) / np.maximum(stop - start, 1)[:, None]
-    level = np.where(inside, rows - (y0[:, None] * (1 - share) + y1[:, None] * share), 0.0)
-    turning = np.zeros(level.shape, dtype=bool)
-    size = np.abs(level)
-    turning[:, 1:-1] = (size[:, 1:-1] >= size[:, :-2]) & (size[:, 1:-1] > size[:, 2:])
-    # upright P waves are the rule: an inverted one must be clearly larger
-    candidates = np.where(turning & inside, np.where(level > 0, size, 0.6 * size), 0.0)
-    peak = np.argmax(candidates, axis=1)
-    height = level[index, peak]
-    usable &= candidates[index, peak] > 0
-    upright = rows * np.sign(height)[:, None]
-    reach = round(0.11 * rate)
-    offset = _trapezium_short(upright, peak, np.minimum(stop, peak + reach), rate)
-    back = _trapezium_short(
-        upright[:, ::-1],
-        width - 1 - peak,
-        np.minimum(width - 1 - start, width - 1 - peak + reach),
-        rate,
+    ahead = (qrs.onset[:, None] - np.arange(width)[np.newaxis]) / rate
+    prior = _bell(ahead, _P_PLACE_S, _P_SPREAD_S)
+    scale = np.full(len(rows), _P_SCALE_S * rate)
+    peak, size = _bump(rows, start, stop, scale, prior)
+    upright = rows * np.sign(size)[:, None]
+    slope_reach, reach = round(_P_SLOPE_S * rate), round(_P_REACH_S * rate)
+    offset = _trapezium(
+        upright, peak, np.minimum(stop, peak + slope_reach), stop, round(_P_OFFSET_REACH_S * rate)
     )
-    onset = width - 1 - back
+    onset = (
+        width
+        - 1
+        - _trapezium(
+            upright[:, ::-1],
+            width - 1 - peak,
+            width - 1 - np.maximum(start, peak - slope_reach),
+            width - 1 - start,
+            reach,
+        )
+    )
+    usable = (stop - start > round(0.06 * rate)) & (size != 0)
     onset, peak, offset = (np.where(usable, found, -1) for found in (onset, peak, offset))
-    return PWave(onset, peak, offset, np.where(usable, height, 0.0))
-
-
-def _trapezium_short(upright: FloatRows, peak: Index, stop: Index, rate: float) -> Index:
-    """`_trapezium` over the narrower reach of a P wave."""
-    n, width = upright.shape
-    columns = np.arange(width)[np.newaxis]
-    index = np.arange(n)
-    falling = -np.gradient(upright, axis=1)
-    reach = np.minimum(stop, peak + round(0.07 * rate))
-    behind = (columns > peak[:, None]) & (columns <= reach[:, None])
-    steepest = np.argmax(np.where(behind, falling, -np.inf), axis=1)
-    area = (upright[index, steepest][:, None] - upright) * (
-        2 * stop[:, None] - columns - steepest[:, None]
-    )
-    area = np.where((columns >= steepest[:, None]) & (columns <= stop[:, None]), area, -np.inf)
-    return np.asarray(np.argmax(area, axis=1), dtype=np.intp)
+    return PWave(onset, peak, offset, np.where(usable, size, 0.0))
