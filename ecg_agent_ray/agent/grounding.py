@@ -129,6 +129,10 @@ class Evidence:
             return _floats([*self.values.get("heart_rate", []), *times, *percents, *self.hertz])
         return []
 
+    def bears_out(self, claim: NumberClaim) -> bool:
+        """Whether a value agrees with the claim, to the precision it is printed with."""
+        return any(_agrees(claim, value) for value in self.candidates(claim))
+
     def supports(self, code: str) -> bool:
         """Whether the outputs say that statement ``code`` is present."""
         if code in self.percents:

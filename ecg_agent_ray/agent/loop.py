@@ -44,7 +44,7 @@ from ecg_agent_ray.dialogue.ranges import QUANTITIES
 from ecg_agent_ray.dialogue.statements import statement_name
 from ecg_agent_ray.errors import DialogueError, InputError
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "offered_actions"]
 
 _log = logging.getLogger(__name__)
 
@@ -183,6 +183,20 @@ class Agent:
         return [self.system, *messages]
 
 
+def offered_actions(called: Sequence[Action], max_tool_calls: int) -> tuple[Action, ...]:
+    """What the model may do after the tools ``called`` in this user turn.
+
+    A call made already would give the same again, so it is not offered twice; after
+    ``max_tool_calls`` only answers are.
+    """
+    may_call = len(called) < max_tool_calls
+    return tuple(
+        action
+        for action in Action
+        if not action.is_tool_call or (may_call and action not in called)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     """What a message began with: up to and into its content, or all of a tool turn."""
@@ -213,8 +227,10 @@ class _UserTurn:
         self.messages = self.agent.fitted(self.history, self.request)
         yield StatusEvent("thinking")
         for _ in range(self.agent.max_tool_calls + 1):
+            called = [result.action for result in self.results]
+            offered = offered_actions(called, self.agent.max_tool_calls)
             generation = self.agent.engine.generate(
-                self.messages, replace(self.request, actions=self._offered())
+                self.messages, replace(self.request, actions=offered)
             )
             head = yield from self._read_head(generation)
             if head.content_begun:
@@ -226,16 +242,6 @@ class _UserTurn:
                 break
             yield from self._call(turn)
         yield from self._finish(Action.RESPONSE_FAIL, "", "")
-
-    def _offered(self) -> tuple[Action, ...]:
-        """A call made in this turn would give the same again, so it is not offered twice."""
-        called = {result.action for result in self.results}
-        may_call = len(self.results) < self.agent.max_tool_calls
-        return tuple(
-            action
-            for action in Action
-            if not action.is_tool_call or (may_call and action not in called)
-        )
 
     def _mark(self, name: str) -> None:
         self.timings.setdefault(name, time.perf_counter() - self.started)

@@ -1,0 +1,28 @@
+"""How good an agent is: the paper's protocol, its metrics, and files others can score again."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "align_turns": "alignment",
+    "evaluate_agent": "run",
+    "predict": "protocol",
+    "read_predictions": "protocol",
+    "score": "metrics",
+    "score_predictions": "run",
+    "tool_source": "tool_sources",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,222 @@
+"""What predictions are worth: next actions, tool calls, faithfulness, the asked value stated."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecg_agent_ray.agent.claims import number_claims
+from ecg_agent_ray.agent.grounding import Evidence, check_grounding
+from ecg_agent_ray.dialogue import Action
+from ecg_agent_ray.evaluation.alignment import aligned_records, by_user_turn
+
+__all__ = ["asked_quantities", "score"]
+
+_ASKED = {
+    "heart_rate": r"heart\s?rate|pulse|\bbpm\b|\bHR\b|how fast",
+    "pr_interval": r"\bP-?[RQ]\b",
+    "qrs_duration": r"\bQRS\b",
+    "qtc_interval": r"\bQTc?\b",
+}
+_ASKED_ALL = re.compile(r"\b(?:measurements?|intervals|values|numbers|measure)\b", re.IGNORECASE)
+
+
+def asked_quantities(question: str) -> tuple[str, ...]:
+    """The measured values a user names; all four for a plain request for measurements."""
+    named = tuple(key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE))
+    return named or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of one dialogue; sums of them are counts of many."""
+
+    correct: int = 0
+    pairs: int = 0
+    missing: int = 0
+    extra: int = 0
+    reference: int = 0
+    calls_made: int = 0
+    calls_wanted: int = 0
+    calls_right: int = 0
+    answers: int = 0
+    faithful: int = 0
+    asked: int = 0
+    stated: int = 0
+    by_action: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def __iadd__(self, other: _Tally) -> _Tally:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+_METRICS: Mapping[str, Callable[[_Tally], float | None]] = {
+    "next_action_accuracy": lambda t: _share(t.correct, t.pairs),
+    "tool_precision": lambda t: _share(t.calls_right, t.calls_made),
+    "tool_recall": lambda t: _share(t.calls_right, t.calls_wanted),
+    "faithfulness": lambda t: _share(t.faithful, t.answers),
+    "asked_value_stated": lambda t: _share(t.stated, t.asked),
+}
+
+
+def score(
+    predictions: Sequence[Mapping[str, Any]], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Metrics of a predictions file.
+
+    Parameters
+    ----------
+    predictions
+        Records in the paper's schema. Turns are aligned anew from the dialogues, since the paper's
+        own files pair them by position in the whole dialogue.
+    resamples, seed
+        Of the bootstrap over dialogues.
+
+    Returns
+    -------
+    dict
+        ``next_action_accuracy``: right actions over all pairs, where a missing or an extra turn is
+        a wrong pair. ``per_action``: by the reference's action ``{total, correct, accuracy}``, and
+        ``extra`` by the generated one. ``tool_precision``, ``tool_recall``. ``faithfulness``:
+        answers of action ``response`` or with a claim about the ECG that have no claim the tool
+        outputs do not bear out, over all such answers. ``asked_value_stated``: answers that give
+        every value the user named which a successful measurement holds, over all such user turns;
+        no answer counts as not stated. ``n_dialogues``, ``n_turns`` (assistant turns of the
+        references), ``missing_turns``, ``extra_turns``. ``intervals``: 95 % by percentile
+        bootstrap over dialogues. A ratio without cases is None.
+    """
+    tallies = [_tally(record) for record in predictions]
+    total = _Tally()
+    for tally in tallies:
+        total += tally
+    result: dict[str, Any] = {name: metric(total) for name, metric in _METRICS.items()}
+    result["per_action"] = _per_action(total)
+    result |= {
+        "n_dialogues": len(tallies),
+        "n_turns": total.reference,
+        "missing_turns": total.missing,
+        "extra_turns": total.extra,
+        "intervals": _intervals(tallies, resamples, seed),
+    }
+    return result
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _per_action(total: _Tally) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for action in Action:
+        wanted = total.by_action[str(action), "total"]
+        extra = total.by_action[str(action), "extra"]
+        if wanted or extra:
+            correct = total.by_action[str(action), "correct"]
+            rows[str(action)] = {
+                "total": wanted,
+                "correct": correct,
+                "accuracy": _share(correct, wanted),
+                "extra": extra,
+            }
+    return rows
+
+
+def _intervals(
+    tallies: Sequence[_Tally], resamples: int, seed: int
+) -> dict[str, list[float] | None]:
+    import numpy as np
+
+    names = [name for name in _Tally.__slots__ if name != "by_action"]
+    counts = np.array([[getattr(tally, name) for name in names] for tally in tallies])
+    if not len(tallies) or resamples < 1:
+        return dict.fromkeys(_METRICS)
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in _METRICS}
+    for _ in range(resamples):
+        sums = counts[generator.integers(0, len(tallies), len(tallies))].sum(axis=0)
+        sample = _Tally()
+        for name, number in zip(names, sums, strict=True):
+            setattr(sample, name, int(number))
+        for name, metric in _METRICS.items():
+            if (value := metric(sample)) is not None:
+                drawn[name].append(value)
+    return {
+        name: [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if values else None
+        for name, values in drawn.items()
+    }
+
+
+def _tally(record: Mapping[str, Any]) -> _Tally:
+    tally = _Tally()
+    reference = record["ground_truth_dialogue"]
+    generated = record.get("generated_dialogue") or []
+    for turn in aligned_records(reference, generated):
+        _count_pair(tally, turn["gt_action"], turn["gen_action"])
+    with_gt = record.get("summary", {}).get("history") == "with_gt"
+    outputs: list[Any] = []
+    made = by_user_turn(generated)
+    for number, (user, expected) in enumerate(by_user_turn(reference)):
+        turns = made[number][1] if number < len(made) else []
+        fresh = _outputs(expected) if with_gt else []
+        fresh += _outputs(turns)
+        _count_answers(tally, turns, [*outputs, *fresh])
+        _count_asked(tally, str(user.get("content", "")), turns, fresh)
+        outputs += _outputs(expected) if with_gt else fresh
+    return tally
+
+
+def _count_pair(tally: _Tally, expected: str | None, made: str | None) -> None:
+    tally.pairs += 1
+    if expected is None:
+        tally.extra += 1
+        tally.by_action[str(made), "extra"] += 1
+    else:
+        tally.reference += 1
+        tally.by_action[str(expected), "total"] += 1
+        tally.missing += made is None
+        if expected == made:
+            tally.correct += 1
+            tally.by_action[str(expected), "correct"] += 1
+            tally.calls_right += expected.startswith("call_")
+        tally.calls_wanted += expected.startswith("call_")
+    tally.calls_made += made is not None and made.startswith("call_")
+
+
+def _outputs(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [turn["tool_output"] for turn in turns if turn.get("tool_output") is not None]
+
+
+def _count_answers(
+    tally: _Tally, turns: Sequence[Mapping[str, Any]], outputs: Sequence[Any]
+) -> None:
+    for turn in turns:
+        content = turn.get("content")
+        if not content:
+            continue
+        violations = check_grounding(content, outputs)
+        claims = violations or check_grounding(content, ())
+        if claims or turn.get("action") == Action.RESPONSE:
+            tally.answers += 1
+            tally.faithful += not violations
+
+
+def _count_asked(
+    tally: _Tally, question: str, turns: Sequence[Mapping[str, Any]], fresh: Sequence[Any]
+) -> None:
+    values = Evidence.collect(fresh).values
+    wanted = [key for key in asked_quantities(question) if key in values]
+    if not wanted:
+        return
+    tally.asked += 1
+    answer = " ".join(str(turn["content"]) for turn in turns if turn.get("content"))
+    claims = [claim for claim in number_claims(answer) if claim.comparison == "equal"]
+    tally.stated += all(_states(key, claims, values[key]) for key in wanted)
+
+
+def _states(key: str, claims: Sequence[Any], values: Sequence[str]) -> bool:
+    evidence = Evidence(values={key: list(values)})
+    return any(evidence.bears_out(claim) for claim in claims)
