@@ -16,7 +16,7 @@ import click
 import typer
 
 from ecg_agent_ray import __version__
-from ecg_agent_ray._cli import agent, data, demo, models, recordings, serve, train
+from ecg_agent_ray._cli import chat, data, demo, evaluate, models, recordings, serve, train
 from ecg_agent_ray.errors import EcgAgentError
 
 __all__ = ["app", "main", "run"]
@@ -51,7 +51,7 @@ def _options(
     logging.getLogger("ecg_agent_ray").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-for group in (recordings, data, train, agent, models, serve, demo):
+for group in (recordings, data, train, evaluate, models, serve, chat, demo):
     group.register(app)
 
 

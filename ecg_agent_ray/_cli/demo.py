@@ -86,8 +86,12 @@ class _Show:
 
     def registered(self, model: Any) -> None:
         console.print(f"  {model.name} version {model.version} is champion (run {model.run_id})")
-        for rule in model.gate["rules"]:
-            console.print(f"    gate: {rule}")
+        for rule in model.gate["results"]:
+            mark = "[green]✓[/]" if rule["passed"] else "[red]✗[/]"
+            value = "—" if rule["value"] is None else f"{rule['value']:.3g}"
+            console.print(
+                f"    gate {mark} {rule['metric']} {value}, required {rule['requirement']}"
+            )
 
     def serving(self, url: str) -> None:
         console.print(f"  serving at {url}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +76,7 @@ def collect_facts(
         )
     order = {(item["file"], item["leads"]): place for place, item in enumerate(items)}
     rows.sort(key=lambda row: order[(row["file"], row["leads"])])
-    facts = [RecordFacts.model_validate_json(row["facts"]) for row in rows if row["facts"]]
+    facts = [RecordFacts(**json.loads(row["facts"])) for row in rows if row["facts"]]
     errors = [{"file": row["file"], "message": row["error"]} for row in rows if row["error"]]
     for error in errors:
         logger.warning("%s: %s", error["file"], error["message"])
@@ -114,11 +115,12 @@ class _Tools:
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {**item, "facts": self._facts(item).model_dump_json(), "error": ""}
+            return {**item, "facts": json.dumps(self._facts(item)), "error": ""}
         except EcgAgentError as error:
             return {**item, "facts": "", "error": str(error)}
 
-    def _facts(self, item: dict[str, Any]) -> RecordFacts:
+    def _facts(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Fields of :class:`RecordFacts`; they cross process borders as JSON."""
         from ecg_agent_ray import ecg, tools
 
         recording = ecg.read(item["file"])
@@ -129,11 +131,11 @@ class _Tools:
             for label in found.to_dict()["positive"][:3]:
                 told = tools.explain(recording, label, model=self.classifier, leads=leads)
                 explanation[label] = told.to_dialogue()
-        return RecordFacts(
-            record_id=recording.record_id,
-            ecg_file=Path(item["file"]).name,
-            lead_configuration=leads,
-            measurement=tools.measure(recording, lead=_MEASURED_LEAD[leads]).to_dialogue(),
-            classification=found.to_dialogue(),
-            explanation=explanation or None,
-        )
+        return {
+            "record_id": recording.record_id,
+            "ecg_file": Path(item["file"]).name,
+            "lead_configuration": leads,
+            "measurement": tools.measure(recording, lead=_MEASURED_LEAD[leads]).to_dialogue(),
+            "classification": found.to_dialogue(),
+            "explanation": explanation or None,
+        }

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from ecg_agent_ray import __version__
-from ecg_agent_ray.dialogue import read_dialogues
+from ecg_agent_ray.agent.load import AgentManifest, write_manifest
+from ecg_agent_ray.dialogue import LeadConfiguration, read_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
 from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
@@ -24,7 +25,7 @@ from ecg_agent_ray.settings import load_settings
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import common_lead_configuration
 
-__all__ = ["AgentFolder", "LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
+__all__ = ["LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +44,6 @@ class LLMResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class AgentFolder:
-    """``ecg_agent.json``: what an adapter needs beside its weights to be an agent."""
-
-    base_model: str
-    lead_configuration: str
-    prompt_version: str
-    classifier: str | None
-    package_version: str = __version__
 
 
 def check_compiler() -> None:
@@ -244,22 +234,18 @@ Made by ecg-agent-ray {__version__} with this configuration:
 
 
 def write_agent_folder(
-    output: Path, adapter: Path, config: LLMFinetuneConfig, *, lead_configuration: str
-) -> AgentFolder:
+    output: Path, adapter: Path, config: LLMFinetuneConfig, *, lead_configuration: LeadConfiguration
+) -> None:
     """Adapter weights plus ``ecg_agent.json``: all that a server needs beside the base model."""
-    from ecg_agent_ray.dialogue import PROMPT_VERSION
-
     output.mkdir(parents=True, exist_ok=True)
     shutil.copy(adapter / "adapter_model.safetensors", output)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     # the reference travels, not the cache folder it was resolved to on this machine
     settings["base_model_name_or_path"] = config.base_model
     (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
-    folder = AgentFolder(
+    manifest = AgentManifest(
         base_model=config.base_model,
         lead_configuration=lead_configuration,
-        prompt_version=PROMPT_VERSION,
         classifier=config.classifier,
     )
-    (output / "ecg_agent.json").write_text(json.dumps(asdict(folder), indent=2) + "\n")
-    return folder
+    write_manifest(output, manifest)

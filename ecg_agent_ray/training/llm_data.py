@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
-from ecg_agent_ray.dialogue import Dialogue, render_turn, system_prompt
+from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, render_turn, system_prompt
 
 __all__ = ["common_lead_configuration", "encode_all", "to_messages"]
 
@@ -30,7 +30,7 @@ def encode_all(chat: ChatFormat, dialogues: Iterable[Dialogue]) -> list[EncodedD
     return encoded
 
 
-def common_lead_configuration(dialogues: Sequence[Dialogue]) -> str | None:
+def common_lead_configuration(dialogues: Sequence[Dialogue]) -> LeadConfiguration | None:
     """The lead configuration all dialogues share, or None."""
     found = {dialogue.lead_configuration for dialogue in dialogues}
     return found.pop() if len(found) == 1 else None

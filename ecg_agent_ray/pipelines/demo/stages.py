@@ -77,7 +77,7 @@ def finetune_and_promote_classifier(output: Path) -> Registered:
     version = registry.log_classifier(
         result.path, run_id=result.run_id, metrics=_numbers(result.metrics)
     )
-    return _promote(version, result.run_id, "demo_classifier.yaml")
+    return _promote(version, result.run_id, "demo-classifier")
 
 
 def write_agent_dialogues(output: Path) -> dict[str, Path]:
@@ -141,20 +141,16 @@ def evaluate_and_promote_agent(
         output=output / "evaluation",
     )
     registry.attach_evaluation(version.name, version.version, _numbers(metrics))
-    return _promote(version, trained.run_id, "demo_agent.yaml")
+    return _promote(version, trained.run_id, "demo-agent")
 
 
 def _promote(version: Any, run_id: str, gate: str) -> Registered:
     from ecg_agent_ray import registry
 
-    promotion = registry.promote(
-        version.name,
-        version.version,
-        gate=shipped(f"mlflow_projects/evaluation/gates/{gate}"),
-        reason="demo",
-    )
+    promotion = registry.promote(version.name, version.version, gate=gate, reason="demo")
+    metrics = registry.show(version.name, version.version).metrics
     return Registered(
-        version.name, version.version, run_id, dict(promotion.metrics), promotion.to_dict()
+        version.name, version.version, run_id, dict(metrics), promotion.report.to_dict()
     )
 
 
