@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = "ecg-agent-ray"
 _TAG_LIMIT = 5000  # the shortest limit for tag values among MLflow's stores
+_FLUSH_S = 30.0  # how long the end of a job waits for an MLflow that is away
+_PARAM_LIMIT = 6000  # mlflow.utils.validation.MAX_PARAM_VAL_LENGTH
 
 
 def configure(
@@ -79,7 +81,6 @@ def configure(
     if artifact_root is not None:
         location = (Path(artifact_root).resolve() / _folder_name(experiment)).as_uri()
     mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
     with _prepared_sqlite(tracking_uri):
         experiment_id = _experiment(mlflow.MlflowClient(tracking_uri), experiment, location)
     mlflow.set_experiment(experiment_id=experiment_id)
@@ -274,7 +275,7 @@ def _log_params(run: TrackedRun, params: Mapping[str, Any], *, known: Mapping[st
     """Log the new ones. MLflow's params cannot change: one that differs now becomes a tag."""
     import mlflow
 
-    values = {key: str(value) for key, value in params.items()}
+    values = {key: str(value)[:_PARAM_LIMIT] for key, value in params.items()}
     new = {key: value for key, value in values.items() if key not in known}
     changed = {f"param.{k}": v for k, v in values.items() if k in known and known[k] != v}
     items = list(new.items())
@@ -296,7 +297,8 @@ def _end(run: TrackedRun, status: str) -> None:
     import mlflow
 
     run.spool.status(status)
-    sent = run.spool.flush(timeout_s=30.0 if status != "KILLED" else 3.0)
+    # who pressed Ctrl-C does not wait for a server that is away
+    sent = run.spool.flush(timeout_s=3.0 if status == "KILLED" else _FLUSH_S)
     if not sent:
         logger.warning(
             "MLflow at %s is away; the rest of run %s waits in %s and is sent by the next job",

@@ -108,7 +108,9 @@ def registry_client(*, create: bool = False) -> MlflowClient:
     """
     import mlflow
 
-    uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else load_settings().mlflow_uri
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(load_settings().mlflow_uri)
+    uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///") and not create:
         path = Path(uri.removeprefix("sqlite:///"))
         if not path.exists():
@@ -116,7 +118,7 @@ def registry_client(*, create: bool = False) -> MlflowClient:
                 f"no model registry at {path}",
                 hint="run `ecg-agent demo`, or point MLFLOW_TRACKING_URI at yours",
             )
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def registered_names(client: MlflowClient) -> list[str]:

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 
 from ecg_agent_ray.errors import ConfigError, ServiceError
-from ecg_agent_ray.plugins.spool import RunSpool, resend
+from ecg_agent_ray.plugins.spool import RunSpool, resend, server_answers
 from ecg_agent_ray.plugins.tracking import configure, data_digest, git_commit, tracked_run
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    configure(uri, artifact_root=tmp_path / "artifacts", experiment="tests")
-    return uri
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
     points = mlflow.MlflowClient().get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points)
+
+
+@contextlib.contextmanager
+def mlflow_server(port: int, store: str) -> Iterator[None]:
+    """A real tracking server on ``port``; stopped with all its workers at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not server_answers(f"http://127.0.0.1:{port}"):
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def closed_port() -> int:
@@ -100,6 +115,23 @@ def test_inner_run_is_a_child(store: str) -> None:
     assert mlflow.get_run(inner.run_id).data.tags["mlflow.parentRunId"] == outer.run_id
 
 
+def test_a_run_outlives_its_server(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends in time although MLflow went away, and the next job sends the rest."""
+    import ecg_agent_ray.plugins.tracking as tracking
+
+    monkeypatch.setattr(tracking, "_FLUSH_S", 0.5)
+    with tracked_run("job") as run:
+        monkeypatch.setattr(run.spool, "tracking_uri", f"http://127.0.0.1:{closed_port()}")
+        run.log_metrics({"loss": 1.0}, step=1)
+    assert run.spool.path.exists()
+    text = run.spool.path.read_text().replace(run.spool.tracking_uri, store)
+    run.spool.path.write_text(text)
+    with tracked_run("next job"):
+        assert history(run.run_id, "loss") == [(1, 1.0)]
+
+
 def test_file_store_and_dead_server_are_refused_with_the_mend(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sqlite:///"):
         configure(str(tmp_path / "mlruns"))
@@ -107,6 +139,7 @@ def test_file_store_and_dead_server_are_refused_with_the_mend(tmp_path: Path) ->
         configure(f"http://127.0.0.1:{closed_port()}")
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_experiment(tmp_path: Path) -> None:
     code = (
         "import sys; from ecg_agent_ray.plugins.tracking import configure;"
@@ -119,6 +152,7 @@ def test_processes_that_start_at_once_share_one_experiment(tmp_path: Path) -> No
     assert len(set(answers)) == 1
 
 
+@pytest.mark.slow
 def test_outage_is_spooled_and_sent_later(tmp_path: Path, store: str) -> None:
     """The server's port is closed first, then an MLflow server opens on that very port."""
     with tracked_run("job") as run:
@@ -137,6 +171,18 @@ def test_outage_is_spooled_and_sent_later(tmp_path: Path, store: str) -> None:
     assert history(run.run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert mlflow.get_run(run.run_id).info.status == "FAILED"
     assert not spool.path.exists()
+
+
+def test_what_could_not_be_sent_is_sent_by_the_next_process(tmp_path: Path, store: str) -> None:
+    with tracked_run("job") as run:
+        pass
+    away = RunSpool(run.run_id, f"http://127.0.0.1:{closed_port()}", tmp_path / "spool")
+    for step in range(3):
+        away.metrics({"loss": float(step)}, step)
+    assert away.flush(timeout_s=0.5) is False
+    assert history(run.run_id, "loss") == []
+    assert RunSpool(run.run_id, store, tmp_path / "spool").flush()
+    assert history(run.run_id, "loss") == [(step, float(step)) for step in range(3)]
 
 
 def test_a_crash_between_sending_and_noting_it_repeats_nothing(tmp_path: Path, store: str) -> None:
@@ -163,30 +209,3 @@ def test_what_mlflow_refuses_for_good_is_kept_aside(tmp_path: Path, store: str) 
     assert spool.send()
     assert "bad" in (tmp_path / "spool" / f"{run.run_id}.rejected.jsonl").read_text()
     assert mlflow.get_run(run.run_id).data.tags["after"] == "it"
-
-
-def mlflow_server(port: int, store: str) -> Any:
-    import contextlib
-    import time
-
-    from ecg_agent_ray.plugins.spool import server_answers
-
-    @contextlib.contextmanager
-    def running() -> Any:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        server = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + 90
-            while not server_answers(f"http://127.0.0.1:{port}"):
-                assert server.poll() is None, "the server ended"
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(30)
-
-    return running()

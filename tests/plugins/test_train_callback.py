@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from ecg_agent_ray.plugins.tracking import configure, tracked_run
+from ecg_agent_ray.plugins.tracking import tracked_run
 from ecg_agent_ray.plugins.train_callback import MLflowTrainCallback, numeric_metrics
 
 
@@ -59,13 +59,6 @@ def fit(callback: MLflowTrainCallback, tmp_path: Path, *, max_failures: int) -> 
     ).fit()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    configure(uri, artifact_root=tmp_path / "artifacts", experiment="train")
-    return uri
-
-
 def test_one_run_one_value_a_step_across_a_worker_restart(
     ray_cluster: Any, store: str, tmp_path: Path
 ) -> None:
@@ -89,6 +82,7 @@ def test_one_run_one_value_a_step_across_a_worker_restart(
     assert len(client.search_runs([run.experiment_id])) == 1
 
 
+@pytest.mark.slow
 def test_failed_job_is_a_failed_run(ray_cluster: Any, store: str, tmp_path: Path) -> None:
     from ray.train import TrainingFailedError
 
@@ -101,12 +95,13 @@ def test_failed_job_is_a_failed_run(ray_cluster: Any, store: str, tmp_path: Path
     assert sorted(p.step for p in points) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_usable_alone_and_while_mlflow_is_away(
     ray_cluster: Any, store: str, tmp_path: Path
 ) -> None:
     """No tracked_run; the port is closed during fit, so that all of it waits on the disk."""
     (tmp_path / "crashed").touch()
-    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    run_id = mlflow.MlflowClient().create_run("1").info.run_id
     callback = MLflowTrainCallback(run_id, "http://127.0.0.1:9", spool_dir=tmp_path / "spool")
     fit(callback, tmp_path, max_failures=0)
     assert callback.flush(timeout_s=0.3) is False

@@ -11,7 +11,6 @@ from typer.testing import CliRunner, Result
 
 from ecg_agent_ray._cli import models
 from ecg_agent_ray.errors import ChampionChangedError, GateNotMetError
-from ecg_agent_ray.plugins.tracking import configure
 from ecg_agent_ray.registry import attach_evaluation
 from ecg_agent_ray.registry.store import registry_client
 
@@ -24,9 +23,8 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> str:
+def gate(tmp_path: Path, store: str) -> str:
     """Two versions, of which only the first passes the gate."""
-    configure(f"sqlite:///{tmp_path}/mlflow.db")
     client = registry_client(create=True)
     client.create_registered_model("ecg-agent")
     for accuracy in (0.9, 0.4):

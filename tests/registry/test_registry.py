@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -23,7 +21,7 @@ from ecg_agent_ray.errors import (
     ModelNotFoundError,
     RefusedError,
 )
-from ecg_agent_ray.plugins.tracking import configure, tracked_run
+from ecg_agent_ray.plugins.tracking import tracked_run
 from ecg_agent_ray.registry import (
     Gate,
     attach_evaluation,
@@ -77,21 +75,8 @@ def agent_directory(path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make its tables, so they are made once and copied."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    configure(f"sqlite:///{path}")
-    mlflow.MlflowClient().search_registered_models()
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
-
-
 @pytest.fixture
-def run_id(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    configure(f"sqlite:///{tmp_path}/mlflow.db", artifact_root=tmp_path / "mlruns", experiment="r")
+def run_id(store: str) -> str:
     with tracked_run("train", params={"lr": 1}) as run:
         pass
     return run.run_id
@@ -189,7 +174,7 @@ def test_resolve_names_what_exists(run_id: str, tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == tmp_path
 
 
-def test_an_absent_registry_is_not_made_by_looking(tmp_path: Path) -> None:
+def test_an_absent_registry_is_not_made_by_looking(store: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/none/mlflow.db")
     assert list_models() == []
     with pytest.raises(ModelNotFoundError, match="no model registry"):
