@@ -78,6 +78,7 @@ class _Plan:
     storage: Path
     start: Path
     folds: list[list[LabelledRecord]]
+    held_out: list[LabelledRecord]
 
 
 def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResult:
@@ -138,12 +139,22 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
         logger.info("%d records of excluded patients left out", len(records) - len(kept))
     if not kept:
         raise ConfigError("no record is left to train on", hint="see exclude_patients_of")
+    held_out = [] if config.cross_validation_folds else _held_out(config, kept)
     # beside the checkpoints, which every node can read
     storage = Path(config.storage or output / "checkpoints").resolve()
     classifier = _start_classifier(config, kept)
     start = classifier.save(storage / f"start-{time.strftime('%Y%m%d-%H%M%S')}")
     configurations = LEAD_CONFIGURATIONS if config.leads == "12-lead" else (config.leads,)
-    return _Plan(config, kept, configurations, output, storage, start, _folds(config, kept))
+    return _Plan(
+        config=config,
+        records=kept,
+        configurations=configurations,
+        output=output,
+        storage=storage,
+        start=start,
+        folds=_folds(config, kept),
+        held_out=held_out,
+    )
 
 
 def _read(sources: Sequence[DataSource]) -> list[LabelledRecord]:
@@ -278,7 +289,7 @@ def _train(plan: _Plan, run: TrackedRun) -> tuple[dict[str, Any], list[dict[str,
         folder, _, history = _fit(plan, "final", plan.records, [], run)
     else:
         fold_of = None
-        judged = _held_out(config, plan.records)
+        judged = plan.held_out
         held = {record.record_id for record in judged}
         rest = [record for record in plan.records if record.record_id not in held]
         folder, logits, history = _fit(plan, "final", rest, judged, run)
