@@ -9,9 +9,11 @@ thinking from all but the last assistant turn) therefore get one rendering, that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from ecg_agent_ray.errors import InputError
@@ -91,6 +93,25 @@ class ChatFormat:
         """Tokens of ``text`` alone, without the tokenizer's own start or end tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
 
+    def content_ids(self, text: str) -> list[int]:
+        """Tokens of a message's words, in which no special token is one.
+
+        Whoever writes ``<|im_end|>`` into a message would else end it and speak as another role.
+        Such a text is cut inside its special tokens and tokenised in parts.
+        """
+        cuts = [match.start() + 1 for match in self._special_text.finditer(text)]
+        bounds = [0, *cuts, len(text)]
+        parts = (text[begin:end] for begin, end in pairwise(bounds))
+        return [token for part in parts for token in self.ids(part)]
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = {token.content for token in added if token.special}
+        texts |= set(self.tokenizer.all_special_tokens)
+        longest_first = sorted(texts, key=len, reverse=True)
+        return re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
+
     @cached_property
     def assistant_open_ids(self) -> list[int]:
         """What comes before an assistant message's content."""
@@ -130,17 +151,17 @@ class ChatFormat:
             if role == "assistant":
                 add(self.assistant_open_ids)
                 own, marker, tool_output = content.partition(TOOL_OUTPUT_MARKER)
-                add(self.ids(own), target=True)
+                add(self.content_ids(own), target=True)
                 if marker:
                     add(self.ids(marker), target=True)
-                    add(self.ids(tool_output))
+                    add(self.content_ids(tool_output))
                     add(self.assistant_close_ids)
                 else:
                     add(self.assistant_close_ids[:1], target=True)
                     add(self.assistant_close_ids[1:])
             elif role == "user" or (role == "system" and position == 0):
                 before, after = self._start if role == "system" else self._user
-                add(self._frame(before) + self.ids(content) + self._frame(after))
+                add(self._frame(before) + self.content_ids(content) + self._frame(after))
             else:
                 raise InputError(
                     f"message {position} has role {role!r}; expected user or assistant"

@@ -17,30 +17,36 @@ __all__ = ["CONTENT_MARKER", "message_grammar"]
 
 CONTENT_MARKER = "\nContent: "
 
-_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
-# the first character of a field is visible, so that stripping it never empties it
-_INVISIBLE = _CONTROL + r"\x20\xa0\u1680\u2000-\u200f\u202f\u205f-\u206f\u3000\ufeff"
+# Positive ranges: a negated class also lets through bytes that are no Unicode, such as surrogates.
+# The first character of a field is visible, so that stripping the field never empties it.
+_LETTERS = r"\u0100-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff"
+_LATER = r"\u3001-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\uffef\U00010000-\U0001fffd"
+_WIDE = rf"\xa1-\xff{_LETTERS}{_LATER}"
+_VISIBLE = rf"\x21-\x7e{_WIDE}"
+_VISIBLE_NO_DIGIT = rf"\x21-\x2f\x3a-\x7e{_WIDE}"
 
 # A thought may not start with the name of the next field; see render_turn.
 _FIELDS = rf"""
-first ::= [^{_INVISIBLE}]
-char ::= [^{_CONTROL}]
+first ::= [{_VISIBLE}]
+char ::= [\x20{_VISIBLE}]
 thought ::= thought_start char*
-thought_start ::= [^CT{_INVISIBLE}] | "C" [^o{_CONTROL}] | "Co" [^n{_CONTROL}] | "T" [^o{_CONTROL}] | "To" [^o{_CONTROL}]
+thought_start ::= [\x21-\x42\x44-\x53\x55-\x7e{_WIDE}] | "C" not_o | "Co" not_n | "T" not_o | "To" not_o
+not_o ::= [\x20-\x6e\x70-\x7e]
+not_n ::= [\x20-\x6d\x6f-\x7e]
 """  # noqa: E501
 
-_FREE_CONTENT = r"""
+_FREE_CONTENT = rf"""
 content ::= first content_char*
 content_rest ::= content_char*
-content_char ::= [^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]
+content_char ::= [\n\x20{_VISIBLE}]
 """
 
 
 def _content_rules(numbers: tuple[str, ...] | None) -> str:
     if numbers is None:
         return _FREE_CONTENT
-    other = rf"[^0-9\x00-\x1f\x7f-\x9f\u2028\u2029]"  # noqa: F541
-    opening = rf"[^0-9{_INVISIBLE}]"
+    other = rf"[\x20{_VISIBLE_NO_DIGIT}]"
+    opening = rf"[{_VISIBLE_NO_DIGIT}]"
     # a numeral is followed by something that is none, so that 72 and 5 do not join to 725
     numeral = " | ".join(json.dumps(number) for number in numbers)
     if not numeral:
