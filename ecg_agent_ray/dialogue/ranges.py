@@ -55,7 +55,7 @@ QUANTITIES: dict[str, Quantity] = {
         ),
         Quantity(
             "qtc_interval", "QTc interval", "ms", 350, 450,
-            "up to 450 ms, 460 ms in women",
+            "up to 450 ms, in women 460 ms",
             "the time the heart needs to discharge and recharge, corrected for heart rate",
         ),
     )

@@ -52,6 +52,14 @@ __all__ = [
     "synthesize",
 ]
 
+
+def _ask_for_missing(scene: Scene) -> None:
+    if scene.measured:
+        talk_moves.ask_for_known_null(scene)
+    else:
+        tool_moves.measure(scene, missing=True)
+
+
 _MOVES: dict[str, Callable[[Scene], None]] = {
     "B": tool_moves.both,
     "C": tool_moves.classify,
@@ -62,7 +70,7 @@ _MOVES: dict[str, Callable[[Scene], None]] = {
     "M": tool_moves.measure,
     "N": talk_moves.fail,
     "Q": lambda scene: talk_moves.bye(scene, early=True),
-    "X": lambda scene: tool_moves.measure(scene, missing=True),
+    "X": _ask_for_missing,
     "Y": talk_moves.emergency,
     "Z": talk_moves.bye,
 }
@@ -149,5 +157,5 @@ def _metadata(scene: Scene, split: Split) -> dict[str, Any]:
         "action_sequence_prompted": actions,
         "lead_configuration": scene.facts.lead_configuration,
         "split": split,
-        "template_ids": sorted(set(scene.bank.used)),
+        "template_ids": scene.bank.used_ids,
     }

@@ -72,16 +72,15 @@ class PhraseBank:
     """The templates of one split, and a way to fill them.
 
     A template belongs to one split for good: each pool is ordered by the templates' hashes and cut,
-    so adding a template moves few others. ``used`` collects the ids of what was drawn.
+    so adding a template moves few others. ``used_ids`` names what was drawn.
     """
 
     def __init__(self, split: Split) -> None:
         if split not in SPLITS:
             raise ConfigError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
-        pools = load_pools()
-        self._lexicon = {name: items for name, items in pools.items() if "." not in name}
-        self._pools = {name: _part(items, split) for name, items in pools.items() if "." in name}
-        self.used: list[str] = []
+        self._lexicon = {name: items for name, items in load_pools().items() if "." not in name}
+        self._pools = _split_pools(split)
+        self._used: set[Template] = set()
 
     def __contains__(self, pool: str) -> bool:
         return pool in self._pools
@@ -100,8 +99,12 @@ class PhraseBank:
         templates = self.templates(pool)
         suited = [item for item in templates if level in item.levels] or list(templates)
         template = rng.choice(suited)
-        self.used.append(template.id)
+        self._used.add(template)
         return self.fill(rng, template.text, values or {})
+
+    @property
+    def used_ids(self) -> list[str]:
+        return sorted(template.id for template in self._used)
 
     def fill(self, rng: random.Random, text: str, values: Mapping[str, str]) -> str:
         """Choose among ``[a|b]`` and put words into ``{slots}``."""
@@ -118,6 +121,11 @@ class PhraseBank:
 
         text = _SLOT.sub(word, text)
         return re.sub(r"\s+([.,?!;:])", r"\1", re.sub(r"\s{2,}", " ", text)).strip()
+
+
+@cache
+def _split_pools(split: Split) -> dict[str, tuple[Template, ...]]:
+    return {name: _part(items, split) for name, items in load_pools().items() if "." in name}
 
 
 def _part(items: tuple[Template, ...], split: Split) -> tuple[Template, ...]:

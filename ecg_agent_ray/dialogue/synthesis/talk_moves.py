@@ -19,7 +19,7 @@ from ecg_agent_ray.dialogue.synthesis.tool_moves import (
     pick_condition,
 )
 
-__all__ = ["bye", "emergency", "fail", "follow_up", "hello"]
+__all__ = ["ask_for_known_null", "bye", "emergency", "fail", "follow_up", "hello"]
 
 _RECORDINGS = {
     "12-lead": "a 12-lead ECG",
@@ -54,8 +54,9 @@ def fail(scene: Scene) -> None:
         weights["null_known"] = 4.0
     kind = scene.choose(weights)
     if kind == "null_known":
-        _ask_for_known_null(scene)
+        ask_for_known_null(scene)
         return
+    scene.focus = None
     context = f"user.context.{scene.topic}" if scene.is_first else ""
     scene.say(before(scene, context), scene.draw(f"user.fail.{kind}"), tail(scene))
     _refuse(scene, kind)
@@ -79,11 +80,14 @@ def follow_up(scene: Scene) -> None:
         weights |= {"reask_finding": 4.0, "summary": 5.0}
         if scene.focus is not None and scene.focus.kind == "finding":
             weights |= {"finding": 9.0, "cause": 4.0, "worry_finding": 5.0, "confidence": 3.0}
+        elif scene.facts.findings:
+            weights["finding"] = 3.0
     if scene.focus is not None and scene.focus.kind == "explanation":
         weights["explanation"] = 8.0
     name = scene.choose(weights)
     if name.startswith("general."):
         _general(scene, name.removeprefix("general."))
+        scene.focus = None
     else:
         _FOLLOW_UPS[name](scene)
 
@@ -169,7 +173,8 @@ def _worry_value(scene: Scene) -> None:
     _reply(scene, "worry.off" if off else "worry.value", "worry", {"off": off})
 
 
-def _ask_for_known_null(scene: Scene) -> None:
+def ask_for_known_null(scene: Scene) -> None:
+    """A value is asked for that an earlier measurement could not give: no second call."""
     key = scene.rng.choice(scene.facts.missing_keys)
     if scene.chance(0.5):
         _ask(scene, "reask_value", value=scene.user_name(key))
@@ -183,7 +188,11 @@ def _finding(scene: Scene) -> None:
     code = _focus_code(scene)
     slots = _finding_slots(scene, code)
     spoken = scene.rng.choice((slots["finding"], slots["finding"], code))
-    _ask(scene, "finding_meaning", finding=spoken)
+    # "that" would mean something else where the talk has moved on
+    named = scene.focus is None or scene.chance(0.5)
+    kind = "finding_named" if named else "finding_meaning"
+    _ask(scene, kind, finding=spoken)
+    scene.focus = Focus("finding", code)
     _reply(scene, "finding", "finding", slots, general=True)
 
 

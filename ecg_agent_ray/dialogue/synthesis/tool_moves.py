@@ -251,12 +251,14 @@ def both(scene: Scene) -> None:
         "hr": scene.user_name("heart_rate"),
         "condition": scene.condition_name(condition),
     }
-    scene.say(before(scene, f"user.context.{scene.topic}"), scene.draw("user.both", **values))
-    asked = list(QUANTITIES)
+    request = scene.draw("user.both", **values)
+    scene.say(before(scene, f"user.context.{scene.topic}"), request)
+    named = {key: values["value"], "heart_rate": values["hr"]}
+    asked = [name for name, word in named.items() if word in request] or list(QUANTITIES)
     _call_classification(scene, "both", {}, "thought.both.first")
     _call_measurement(scene, asked, "thought.both.second")
-    absent = scene.facts.missing_keys
-    known = scene.facts.known_keys
+    absent = [name for name in asked if name in scene.facts.missing_keys]
+    known = [name for name in asked if name not in absent]
     sentences = class_sentences(scene)[:1]
     if known:
         sentences += values_sentences(scene, known)
