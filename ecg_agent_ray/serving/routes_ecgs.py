@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -139,9 +139,12 @@ async def plot(
     meta: OwnedEcg,
     request: Request,
     marks: Annotated[bool, Query(description="Show the measured fiducial points")] = False,
+    layout: Annotated[Literal["auto", "3x4", "12x1", "rows"], Query()] = "auto",
+    start: Annotated[float, Query(ge=0, description="Seconds")] = 0.0,
 ) -> Response:
     """The ECG on standard paper: 25 mm/s, 10 mm/mV."""
-    svg = await services_of(request).backend.plot(meta.id, {"marks": marks})
+    options = {"marks": marks, "layout": layout, "start": start}
+    svg = await services_of(request).backend.plot(meta.id, options)
     return Response(svg, media_type="image/svg+xml")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -23,41 +24,84 @@ _log = logging.getLogger(__name__)
 def running_service(config: ServiceConfig, *, start_timeout_s: float = 180.0) -> Iterator[str]:
     """Serve ``config`` and yield its base URL, such as ``http://127.0.0.1:8000``.
 
-    Joins the Ray of this process if there is one; otherwise starts a local one and ends it. Serve
-    is shut down in either case.
+    Joins the Ray of this process, or of ``RAY_ADDRESS``, if there is one; otherwise starts a local
+    one and ends it. What was started is gone afterwards.
 
     Raises:
         ConfigError: it would be open to the network without tokens.
-        ServiceError: the port is taken, or it was not ready in ``start_timeout_s`` seconds.
+        ServiceError: the port is taken, Serve runs there already, or it was not ready in
+            ``start_timeout_s`` seconds.
     """
     config.check_exposure()
     port = _free_port(config.host, config.port)
-    with local_ray(num_cpus=_cpus(config)):
+    with _local_ray(config) as ours:
         from ray import serve
 
-        from ecg_agent_ray.serving.graph import build_app
-
+        # Serve tells of every step it takes; what matters is told here
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _check_no_serve()
         try:
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={
-                    "host": config.host,
-                    "port": port,
-                    # the parts' own timeouts come first and say which part it was
-                    "request_timeout_s": config.timeouts.chat_s + 30,
-                },
-                logging_config={"log_level": "WARNING"},
-            )
-            try:
-                serve.run(build_app(config), name=APPLICATION, route_prefix="/")
-            except RuntimeError as error:
-                raise ServiceError(f"the service did not start: {_deploy_message()}") from error
-            shown = "127.0.0.1" if config.host in ("0.0.0.0", "localhost") else config.host
-            url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+            _start(config, port)
+            url = f"http://{_shown(config.host)}:{port}"
             _wait_ready(url, start_timeout_s)
             yield url
         finally:
-            serve.shutdown()
+            if ours:
+                # the cluster ends next, with Serve in it; asking Serve to end first is slower
+                serve.delete(APPLICATION)
+            else:
+                serve.shutdown()
+
+
+@contextlib.contextmanager
+def _local_ray(config: ServiceConfig) -> Iterator[bool]:
+    """A Ray to run in; yields whether it was started here and ends after the block."""
+    import ray
+
+    ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    with local_ray(num_cpus=_cpus(config)):
+        yield ours
+
+
+def _check_no_serve() -> None:
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    raise ServiceError(
+        "Ray Serve runs in this cluster already, with its own port and applications",
+        hint="use `serve deploy` with a file of serve_configs",
+    )
+
+
+def _start(config: ServiceConfig, port: int) -> None:
+    from ray import serve
+
+    from ecg_agent_ray.serving.graph import build_app
+
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={
+            "host": config.host,
+            "port": port,
+            # the parts' own timeouts come first and say which part it was
+            "request_timeout_s": config.timeouts.chat_s + 30,
+        },
+        logging_config={"log_level": "WARNING"},
+    )
+    try:
+        serve.run(build_app(config), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise ServiceError(f"the service did not start: {_deploy_message()}") from error
+
+
+def _shown(host: str) -> str:
+    """The host to put into a URL for this machine."""
+    if host in ("0.0.0.0", "localhost"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def _cpus(config: ServiceConfig) -> int:

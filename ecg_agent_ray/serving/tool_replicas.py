@@ -95,7 +95,15 @@ class MeasurementReplica(_Replica):
             tools.measure(recording, beats=True).to_dict()["beats"] if options["marks"] else None
         )
         with self._plot_lock:
-            return ecg.plot(recording, marks=marks, file_format="svg")
+            svg = ecg.plot(
+                recording,
+                marks=marks,
+                layout=options["layout"],
+                start_s=options["start"],
+                format="svg",
+            )
+        assert isinstance(svg, bytes), "without a file the plot is bytes"
+        return svg
 
 
 def _rounded(row: Any) -> list[float | None]:

@@ -163,7 +163,7 @@ def test_uploads_must_be_multipart(service: Any) -> None:
     with service.client() as client:
         problem_of(client.post("/v1/ecgs", content=b"raw", headers={"content-type": "x/y"}), 415)
         broken = {"content-type": "multipart/form-data; boundary=b"}
-        problem_of(client.post("/v1/ecgs", content=b"--c\r\nno", headers=broken), 422)
+        problem_of(client.post("/v1/ecgs", content=b"--c\r\nno", headers=broken), 400)
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "..", "sub/x.dat"])
