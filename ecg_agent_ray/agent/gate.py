@@ -17,6 +17,9 @@ class AnswerGate:
     Until :attr:`dropping` is set, the first sentence that fails shuts the gate, so that the caller
     can have the rest generated again; after it, failing sentences are left out and the next go on.
 
+    A sentence said word for word a second time ends the answer (:attr:`repeating`): a weak model
+    that has begun to go round does not stop by itself.
+
     Parameters
     ----------
     tool_outputs
@@ -30,16 +33,18 @@ class AnswerGate:
         self._enabled = enabled
         self._pending = ""
         self._space = ""
+        self._said: set[str] = set()
         self.sent = ""
         self.shut = False
         self.dropping = False
+        self.repeating = False
         self.repaired = 0
         self.dropped = 0
         self.violations: list[str] = []
 
     def feed(self, text: str) -> str:
         """Take what the model wrote; give what may be sent now."""
-        if self.shut:
+        if self.shut or self.repeating:
             return ""
         self._pending += text
         # the last one may go on: "72." can become "72.35"
@@ -50,7 +55,7 @@ class AnswerGate:
         passed = ""
         for number, sentence in enumerate(complete):
             passed += self._check(sentence)
-            if self.shut:
+            if self.shut or self.repeating:
                 self._pending = "".join(complete[number:]) + last
                 return passed
         self._pending = last
@@ -58,7 +63,7 @@ class AnswerGate:
 
     def flush(self, *, cut: bool = False) -> str:
         """The end of the text; ``cut`` says that it was ended by the token limit."""
-        if self.shut:
+        if self.shut or self.repeating:
             return ""
         last, self._pending = self._pending, ""
         if cut and self.sent:
@@ -72,6 +77,9 @@ class AnswerGate:
     def _check(self, sentence: str) -> str:
         if not sentence.strip():
             self._space += sentence
+            return ""
+        if sentence.strip() in self._said:
+            self.repeating = True
             return ""
         if self._enabled:
             found = check_grounding(sentence, self._outputs)
@@ -87,6 +95,7 @@ class AnswerGate:
         passed = (self._space if self.sent else "") + body
         self._space = sentence[len(body) :]
         self.sent += passed
+        self._said.add(body.strip())
         return passed
 
     def _rounded(self, sentence: str) -> str:

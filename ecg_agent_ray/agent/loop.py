@@ -313,7 +313,7 @@ class _UserTurn:
             if passed := gate.feed(piece):
                 self._mark("first_content_s")
                 yield ContentDelta(passed)
-            if gate.shut:
+            if gate.shut or gate.repeating:
                 break
         else:
             self.finish_reason = generation.finish_reason

@@ -60,7 +60,11 @@ class CsvTools:
         import pandas as pd
 
         try:
-            table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+            if path.suffix == ".parquet":
+                table = pd.read_parquet(path)
+            else:
+                # a record named 00001 is no number
+                table = pd.read_csv(path, dtype={"ecg_file_path": str})
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read tool outputs from {path}: {error}") from error
         columns = {
