@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from ecg_agent_ray.errors import ConfigError, ServiceError
-from ecg_agent_ray.plugins.spool import RunSpool, resend, server_answers
+from ecg_agent_ray.plugins.spool import RunSpool, resend
 from ecg_agent_ray.plugins.tracking import configure, data_digest, git_commit, tracked_run
+
+Server = Callable[[int, str], AbstractContextManager[None]]
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
     points = mlflow.MlflowClient().get_metric_history(run_id, key)
     return sorted((point.step, point.value) for point in points)
-
-
-@contextlib.contextmanager
-def mlflow_server(port: int, store: str) -> Iterator[None]:
-    """A real tracking server on ``port``; stopped with all its workers at the end."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while not server_answers(f"http://127.0.0.1:{port}"):
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_run_has_params_tags_data_and_ends_finished(store: str, tmp_path: Path) -> None:
@@ -116,14 +90,14 @@ def test_inner_run_is_a_child(store: str) -> None:
 
 
 def test_a_run_outlives_its_server(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+    store: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job ends in time although MLflow went away, and the next job sends the rest."""
     import ecg_agent_ray.plugins.tracking as tracking
 
     monkeypatch.setattr(tracking, "_FLUSH_S", 0.5)
     with tracked_run("job") as run:
-        monkeypatch.setattr(run.spool, "tracking_uri", f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setattr(run.spool, "tracking_uri", f"http://127.0.0.1:{closed_port}")
         run.log_metrics({"loss": 1.0}, step=1)
     assert run.spool.path.exists()
     text = run.spool.path.read_text().replace(run.spool.tracking_uri, store)
@@ -132,11 +106,13 @@ def test_a_run_outlives_its_server(
         assert history(run.run_id, "loss") == [(1, 1.0)]
 
 
-def test_file_store_and_dead_server_are_refused_with_the_mend(tmp_path: Path) -> None:
+def test_file_store_and_dead_server_are_refused_with_the_mend(
+    tmp_path: Path, closed_port: int
+) -> None:
     with pytest.raises(ConfigError, match="sqlite:///"):
         configure(str(tmp_path / "mlruns"))
     with pytest.raises(ServiceError, match="does not answer"):
-        configure(f"http://127.0.0.1:{closed_port()}")
+        configure(f"http://127.0.0.1:{closed_port}")
 
 
 @pytest.mark.slow
@@ -153,12 +129,13 @@ def test_processes_that_start_at_once_share_one_experiment(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_outage_is_spooled_and_sent_later(tmp_path: Path, store: str) -> None:
+def test_outage_is_spooled_and_sent_later(
+    tmp_path: Path, store: str, closed_port: int, mlflow_server: Server
+) -> None:
     """The server's port is closed first, then an MLflow server opens on that very port."""
     with tracked_run("job") as run:
         pass
-    port = closed_port()
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://127.0.0.1:{closed_port}"
     spool = RunSpool(run.run_id, uri, tmp_path / "spool")
     for step in range(5):
         spool.metrics({"loss": float(step)}, step)
@@ -166,17 +143,19 @@ def test_outage_is_spooled_and_sent_later(tmp_path: Path, store: str) -> None:
     spool.status("FAILED")
     assert spool.send() is False
     assert spool.flush(timeout_s=0.5) is False
-    with mlflow_server(port, store):
+    with mlflow_server(closed_port, store):
         assert resend(tmp_path / "spool") == {run.run_id: True}
     assert history(run.run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert mlflow.get_run(run.run_id).info.status == "FAILED"
     assert not spool.path.exists()
 
 
-def test_what_could_not_be_sent_is_sent_by_the_next_process(tmp_path: Path, store: str) -> None:
+def test_what_could_not_be_sent_is_sent_by_the_next_process(
+    tmp_path: Path, store: str, closed_port: int
+) -> None:
     with tracked_run("job") as run:
         pass
-    away = RunSpool(run.run_id, f"http://127.0.0.1:{closed_port()}", tmp_path / "spool")
+    away = RunSpool(run.run_id, f"http://127.0.0.1:{closed_port}", tmp_path / "spool")
     for step in range(3):
         away.metrics({"loss": float(step)}, step)
     assert away.flush(timeout_s=0.5) is False

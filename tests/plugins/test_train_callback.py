@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
+from ecg_agent_ray.plugins.spool import server_answers
 from ecg_agent_ray.plugins.tracking import tracked_run
 from ecg_agent_ray.plugins.train_callback import MLflowTrainCallback, numeric_metrics
 
@@ -110,6 +116,75 @@ def test_usable_alone_and_while_mlflow_is_away(
     assert late.flush()
     points = mlflow.MlflowClient().get_metric_history(run_id, "sum")
     assert sorted((p.step, p.value) for p in points) == [(step, 3.0) for step in range(1, 6)]
+
+
+def patient_loop(config: dict[str, Any]) -> None:
+    """A report a second; the test stops and starts MLflow meanwhile."""
+    import time
+
+    from ray import train
+
+    for step in range(1, config["steps"] + 1):
+        time.sleep(1.0)
+        train.report({"global_step": step, "loss": 1.0 / step})
+        if train.get_context().get_world_rank() == 0:
+            Path(config["progress"]).write_text(str(step))
+
+
+@pytest.mark.slow
+def test_mlflow_stopped_within_a_job_loses_nothing(
+    ray_cluster: Any,
+    store: str,
+    tmp_path: Path,
+    closed_port: int,
+    mlflow_server: Callable[[int, str], AbstractContextManager[None]],
+) -> None:
+    """A real server on its port, stopped for 20 steps of a running job."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    port, progress, steps = closed_port, tmp_path / "progress", 40
+    uri = f"http://127.0.0.1:{port}"
+
+    def wait_for(step: int) -> None:
+        deadline = time.monotonic() + 180
+        while not progress.exists() or int(progress.read_text() or 0) < step:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def switch() -> None:
+        with first:
+            wait_for(8)
+        stopped.set()
+        wait_for(28)
+        with mlflow_server(port, store):
+            finished.wait(240)
+
+    stopped, finished = threading.Event(), threading.Event()
+    first = mlflow_server(port, store)
+    with contextlib.ExitStack() as stack:
+        outage = threading.Thread(target=switch)
+        outage.start()
+        stack.callback(outage.join)
+        stack.callback(finished.set)
+        while not server_answers(uri):
+            time.sleep(0.2)
+        with tracked_run("job", tracking_uri=uri) as run:
+            started = time.monotonic()
+            TorchTrainer(
+                patient_loop,
+                train_loop_config={"steps": steps, "progress": str(progress)},
+                torch_config=TorchConfig(backend="gloo"),
+                scaling_config=ScalingConfig(num_workers=2),
+                run_config=RunConfig(
+                    name="job", storage_path=str(tmp_path / "ray"), callbacks=[run.callback()]
+                ),
+            ).fit()
+            print(f"{steps} steps in {time.monotonic() - started:.0f} s")
+    assert stopped.is_set()
+    points = mlflow.MlflowClient(store).get_metric_history(run.run_id, "loss")
+    assert sorted((p.step, p.value) for p in points) == [(s, 1.0 / s) for s in range(1, steps + 1)]
+    assert mlflow.MlflowClient(store).get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_numeric_metrics_takes_numbers_alone() -> None:

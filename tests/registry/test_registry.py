@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -273,6 +275,62 @@ def test_ten_racing_promotions_have_one_winner(run_id: str, tmp_path: Path) -> N
     assert show("ecg-agent").version == winners[0]
     assert show("ecg-agent", "previous-champion").version == 1
     assert [v.name for v in list_models()] == ["ecg-agent"] * 11
+
+
+RACER = """
+import sys, time
+import mlflow
+from ecg_agent_ray.errors import ChampionChangedError
+from ecg_agent_ray.registry import promote
+from ecg_agent_ray.registry.store import aliased_version, registry_client
+
+mlflow.set_tracking_uri(sys.argv[1])
+expected = aliased_version(registry_client(), "ecg-agent", "champion")
+print("ready", flush=True)
+for line in sys.stdin:
+    expected = int(line)
+    try:
+        done = promote("ecg-agent", sys.argv[2], gate=sys.argv[3], expect_champion=expected)
+        print("won", done.version, flush=True)
+    except ChampionChangedError:
+        print("changed", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_ten_processes_race_in_each_round(run_id: str, store: str, tmp_path: Path) -> None:
+    """Separate processes on one SQLite file: every round has one winner and nine refusals."""
+    three_bare_versions("ecg-agent", *([0.9] * 11))
+    promote("ecg-agent", 11, gate=GATE)
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("rules: [{metric: next_action_accuracy, threshold: 0.8}]\n")
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, store, str(version), str(gate)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in range(1, 11)
+    ]
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        for _ in range(5):
+            champion = show("ecg-agent").version
+            for racer in racers:
+                assert racer.stdin is not None
+                racer.stdin.write(f"{champion}\n")
+                racer.stdin.flush()
+            answers = [racer.stdout.readline().split() for racer in racers if racer.stdout]
+            winners = [answer for answer in answers if answer[0] == "won"]
+            assert len(answers) == 10
+            assert len(winners) == 1
+            assert show("ecg-agent").version == int(winners[0][1])
+    finally:
+        for racer in racers:
+            racer.communicate(timeout=60)
 
 
 def test_a_dead_promotions_lock_expires(run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
