@@ -19,6 +19,7 @@ QualityStatus = Literal["usable", "doubtful", "unusable"]
 # 2021 recordings (noisy class, leads off), not fitted to a label.
 _WINDOW_S = 0.25
 _FLAT_MV = 0.006
+_FLAT_STRETCH_S = 3.0
 _FLAT_UNUSABLE, _FLAT_DOUBTFUL = 0.5, 0.08
 _GAPS_UNUSABLE, _GAPS_DOUBTFUL = 0.5, 0.05
 _CLIPPED_UNUSABLE, _CLIPPED_DOUBTFUL = 0.05, 0.003
@@ -62,7 +63,8 @@ def assess_quality(
     rest = filled - band(filled, rate, None, 40.0)
     result = {}
     for name, found, row, noise in zip(recording.leads, raw, shape, rest, strict=True):
-        result[name] = _worst(found, _by_beats(row, noise, beats, rate))
+        seen = beats[np.isfinite(recording.lead(name)[beats])]
+        result[name] = _worst(found, _by_beats(row, noise, seen, rate))
     return result
 
 
@@ -121,8 +123,8 @@ def _flat_share(row: npt.NDArray[np.float32], rate: float) -> float:
     if not seen.any():
         return 0.0
     still = np.ptp(blocks[seen], axis=1) < _FLAT_MV
-    # a quiet baseline between slow beats is short; only stretches of a second count
-    longest = max(round(1.0 / _WINDOW_S), 1)
+    # the baseline between slow beats may be perfectly quiet; only longer stretches count
+    longest = round(_FLAT_STRETCH_S / _WINDOW_S)
     runs = np.convolve(still, np.ones(longest), mode="full") >= longest
     covered = np.convolve(runs, np.ones(longest), mode="valid")[: still.size] > 0
     return 1.0 if still.all() else float((covered & still).mean())
@@ -164,6 +166,7 @@ def _by_beats(
     size = float(np.median(np.ptp(rows, axis=1)))
     if size < _FLAT_MV:
         return LeadQuality("unusable", "no complexes stand out of the baseline", 0.0)
+    rows = rows[np.ptp(rows, axis=1) >= _FLAT_MV]
     rows = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9)
     pairs = rows @ rows.T if len(rows) <= 200 else rows[::7] @ rows[::7].T
     alike = float(np.median(pairs[~np.eye(len(pairs), dtype=bool)]))

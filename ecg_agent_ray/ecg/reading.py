@@ -105,7 +105,7 @@ def _bytes_of(path: Path) -> bytes:
         raise RecordingError(f"{path} is a directory, not a recording") from error
     except FileNotFoundError as error:
         raise RecordingError(f"{path} does not exist") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RecordingError(f"{path} cannot be read: {error}") from error
 
 

@@ -24,6 +24,7 @@ __all__ = ["METHODS", "BeatTable", "Measurement", "measure"]
 Method = Literal["default", "paper", "neurokit"]
 METHODS: tuple[Method, ...] = ("default", "paper", "neurokit")
 
+_SHORTEST_S = 1.0
 _VALUES = (
     "heart_rate_bpm",
     "rr_ms",
@@ -143,6 +144,12 @@ def measure(
     wanted = lead.strip().lower()
     if wanted == "global" and method != "default":
         raise InputError(f"method {method!r} measures one lead, not all together")
+    if wanted not in ("auto", "global"):
+        recording.lead(lead)  # raises for a lead that is not there
+    if recording.duration_s < _SHORTEST_S:
+        short = f"{recording.duration_s:.2f} s are too short to measure"
+        name = normalise_lead(lead) if wanted not in ("auto", "global") else recording.leads[0]
+        return _nothing(recording, name, LeadQuality("unusable", short, 0.0), [short])
     from ecg_agent_ray.tools.beat_tables import BeatFinder
 
     finder = BeatFinder(recording)
@@ -150,7 +157,6 @@ def measure(
         combined, quality = finder.all_leads()
         return _measurement(recording, "global", quality, combined, beats)
     name = finder.best_lead() if wanted == "auto" else normalise_lead(lead)
-    recording.lead(name)  # raises for a lead that is not there
     quality = finder.quality[name]
     # the published method looks at no quality, and is kept as it was
     if quality.status == "unusable" and method != "paper":
@@ -198,11 +204,10 @@ def _summarise(table: BeatTable) -> tuple[dict[str, float | None], list[str]]:
         notes.append("no heart beats were found")
     elif rr is None:
         notes.append("no heart rate: it takes two beats without a gap between them")
-    else:
-        if values["qrs_ms"] is None:
-            notes.append("no QRS: its boundaries were not found")
-        if values["qt_ms"] is None:
-            notes.append("no QT: no end of the T wave was found")
+    if len(table) and values["qrs_ms"] is None:
+        notes.append("no QRS: its boundaries were not found")
+    if len(table) and values["qt_ms"] is None:
+        notes.append("no QT: no end of the T wave was found")
     return values, notes
 
 

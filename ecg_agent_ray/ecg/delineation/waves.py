@@ -29,6 +29,7 @@ _SLOPE_SMOOTHING_S = 0.014
 # T peaks about 0.32 s / sqrt(RR) after QRS onset; P peaks about 0.11 s before it
 _T_PLACE, _T_SPREAD, _T_SCALE_S = 0.32, 0.10, 0.09
 _P_PLACE_S, _P_SPREAD_S, _P_SCALE_S = 0.11, 0.11, 0.045
+_SLOWEST_RR_S = 1.5
 _T_REACH_S, _T_REFERENCE_S = 0.15, 0.11
 _P_REACH_S, _P_SLOPE_S, _P_OFFSET_REACH_S = 0.068, 0.06, 0.06
 
@@ -117,8 +118,10 @@ def t_waves(
     start = np.minimum(qrs.offset + round(0.04 * rate), width - 1)
     stop = np.clip(limit, 0, width - 1)
     place = (np.arange(width)[np.newaxis] - qrs.onset[:, None]) / rate
-    prior = _bell(place / np.sqrt(rr_s)[:, None], _T_PLACE, _T_SPREAD)
-    scale = np.clip(np.sqrt(rr_s), 0.6, 1.2) * _T_SCALE_S * rate
+    # below 40 beats a minute QT grows no longer as the root of RR says
+    pace = np.sqrt(np.minimum(rr_s, _SLOWEST_RR_S))
+    prior = _bell(place / pace[:, None], _T_PLACE, _T_SPREAD)
+    scale = np.clip(pace, 0.6, 1.2) * _T_SCALE_S * rate
     peak, size = _bump(rows, start, stop, scale, prior)
     upright = rows * np.sign(size)[:, None]
     end = np.minimum(stop, peak + round(_T_REACH_S * rate))

@@ -12,7 +12,8 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +28,6 @@ from ecg_agent_ray.ecg.formats.parsed import (
 from ecg_agent_ray.ecg.recording import MAX_VALUES
 from ecg_agent_ray.errors import CorruptRecordingError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["is_table_text", "parse_npy", "parse_npz", "parse_parquet", "parse_text"]
 
 _MAX_ITEM_BYTES = 16
@@ -39,6 +37,7 @@ _TIME = re.compile(
 _INDEX = re.compile(r"^(?:unnamed: \d+|index|sample|samples|sample_number|n)$", re.I)
 _UNIT = re.compile(r"[\s_]*[\[(]\s*(?P<unit>[nuµμmcd]?v)\s*[\])]\s*$|_(?P<tail>[num]v)$", re.I)
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6}
+_MOST_GAPS = 0.9
 _SIGNAL_KEYS = ("signal", "ecg", "feats", "val", "data", "p_signal", "x", "arr_0")
 _RATE_KEYS = ("sampling_rate", "curr_sample_rate", "sample_rate", "fs", "sfreq")
 _LEAD_KEYS = ("leads", "lead_names", "sig_name", "channels")
@@ -139,7 +138,10 @@ def _delimiter(line: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    delimiter = _delimiter(line)
+    return _split(line, _delimiter(line))
+
+
+def _split(line: str, delimiter: str) -> list[str]:
     cells = line.split() if delimiter == r"\s+" else line.split(delimiter)
     return [cell.strip().strip("\"'") for cell in cells]
 
@@ -155,86 +157,89 @@ def _is_numeric_row(line: str) -> bool:
 
 
 def parse_text(data: bytes) -> Parsed:
-    """Delimited text: tab, semicolon, comma or blanks; ``#`` comments; empty cells are gaps."""
-    lines = _lines(data[:65536])
-    first = lines[0]
-    header = None if _is_numeric_row(first) else 0
-    import pandas as pd
+    """Delimited text: tab, semicolon, comma or blanks; ``#`` comments; empty cells are gaps.
 
+    Parsed here, since pandas' C parser can be brought down by broken text.
+    """
+    lines = _lines(data)
+    names = None if _is_numeric_row(lines[0]) else _cells(lines[0])
+    delimiter = _delimiter(lines[0])
+    body = lines[1:] if names else lines
+    n_columns = len(names) if names else len(_cells(lines[0]))
+    check_size(n_columns, len(body), "the table")
+    values = _matrix(body, delimiter, n_columns)
+    if names is None:
+        rows = orient(values, "the table")
+        return Parsed(_numbers(rows), default_leads(len(rows)), None, "csv")
+    return _columns(names, values, "csv")
+
+
+def _matrix(lines: list[str], delimiter: str, n_columns: int) -> npt.NDArray[np.float64]:
+    """(rows, columns); NaN for cells that are empty, absent or no number."""
+    separator = None if delimiter == r"\s+" else delimiter
     try:
-        table = pd.read_csv(
-            io.BytesIO(data),
-            sep=_delimiter(first),
-            header=header,
-            comment="#",
-            encoding="utf-8-sig",
-            encoding_errors="replace",
-            skipinitialspace=True,
-            index_col=False,
-        )
-    except Exception as error:  # pandas raises its own and built-in errors for broken text
-        raise CorruptRecordingError(f"broken table: {error}") from error
-    if header is None:
-        values = orient(_numeric(table), "the table")
-        return Parsed(_numbers(values), default_leads(len(values)), None, "csv")
-    return _columns(table, "csv")
+        values = np.loadtxt(lines, delimiter=separator, comments=None, quotechar='"', ndmin=2)
+        if values.shape == (len(lines), n_columns):
+            return values
+    except ValueError:
+        pass  # a gap or a stray word: the slower way below takes it cell by cell
+    values = np.full((len(lines), n_columns), np.nan)
+    for row, line in zip(values, lines, strict=True):
+        for column, cell in enumerate(_split(line, delimiter)[:n_columns]):
+            with suppress(ValueError):
+                row[column] = float(cell)
+    return values
 
 
 def parse_parquet(data: bytes) -> Parsed:
-    """A Parquet table with one column for each lead."""
+    """A Parquet table with one column for each lead; columns that hold no numbers are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         check_size(len(file.schema_arrow), file.metadata.num_rows, "the Parquet file")
-        table = file.read().to_pandas()
+        numeric = [
+            i
+            for i, column in enumerate(file.schema_arrow)
+            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        ]
+        table = file.read(columns=[file.schema_arrow.names[i] for i in numeric])
+        names = list(table.column_names)
+        columns = [table.column(i).cast(pa.float64()).to_numpy() for i in range(len(names))]
+        values = np.stack(columns, axis=1) if columns else np.empty((0, 0))
     except CorruptRecordingError:
         raise
     except Exception as error:  # Arrow's errors derive from several built-in ones
         raise CorruptRecordingError(f"broken Parquet file: {error}") from error
-    return _columns(table, "parquet")
+    return _columns(names, values, "parquet")
 
 
-def _numeric(table: pd.DataFrame) -> npt.NDArray[np.float64]:
-    import pandas as pd
-
-    if table.size == 0:
-        raise CorruptRecordingError("the table has no rows")
-    check_size(min(table.shape), max(table.shape), "the table")
-    try:
-        numbers: npt.NDArray[np.float64] = table.apply(pd.to_numeric, errors="coerce").to_numpy(
-            dtype=np.float64
-        )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CorruptRecordingError(f"the table holds more than numbers: {error}") from error
-    if np.isnan(numbers).mean() > 0.9:
-        raise CorruptRecordingError("the table holds hardly any numbers")
-    return numbers
-
-
-def _columns(table: pd.DataFrame, file_format: str) -> Parsed:
+def _columns(names: list[str], values: npt.NDArray[np.float64], file_format: str) -> Parsed:
     """Leads, units and rate from the column names."""
-    names = [str(name).strip() for name in table.columns]
+    names = [str(name).strip() for name in names]
     rate: float | None = None
     keep: list[int] = []
     for position, name in enumerate(names):
         if match := _TIME.match(name):
             unit = match["unit"] or ("ms" if name.lower().startswith("ms") else "s")
-            rate = rate or _rate(_numeric(table.iloc[:, [position]])[:, 0], unit)
+            rate = rate or _rate(values[:, position], unit)
         elif not _INDEX.match(name):
             keep.append(position)
     if not keep:
         raise CorruptRecordingError(f"no column of {names[:10]} is a lead")
-    values = _numeric(table.iloc[:, keep]).T
+    rows = values[:, keep].T.copy()
+    check_size(rows.shape[0], rows.shape[1], "the table")
+    if np.isnan(rows).mean() > _MOST_GAPS:
+        raise CorruptRecordingError("the table holds hardly any numbers")
     leads: list[str] = []
-    for row, position in enumerate(keep):
+    for row, position in zip(rows, keep, strict=True):
         match = _UNIT.search(names[position])
         unit = (match["unit"] or match["tail"]) if match else "mV"
-        values[row] *= millivolts_per(unit) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            row *= millivolts_per(unit) or 1.0
         leads.append(names[position][: match.start()] if match else names[position])
-    leads = _named(leads)
-    return Parsed(_numbers(values), leads, rate, file_format)
+    return Parsed(_numbers(rows), _named(leads), rate, file_format)
 
 
 def _named(leads: Sequence[str]) -> list[str]:
