@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 from ecg_agent_ray import __version__
@@ -63,12 +62,11 @@ def run(arguments: Sequence[str]) -> int:
     except EcgAgentError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         return error.exit_code
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        show = getattr(error, "show", None)  # usage errors know how to point at the option
+        show() if show is not None else typer.echo(f"error: {error}", err=True)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ecg_agent_ray._cli.output import console, emit
+from ecg_agent_ray.dialogue.synthesis.phrases import Split
 from ecg_agent_ray.errors import ConfigError
 
 __all__ = ["register"]
@@ -15,7 +16,7 @@ __all__ = ["register"]
 DialogueFile = Annotated[Path, typer.Argument(help="JSONL or Parquet rows in ECG-MTD's form.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
-SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+SPLITS: dict[Split, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +43,11 @@ def synthesize(
         list[str] | None, typer.Option(help="12-lead, I or II; repeatable. Left out: 12-lead.")
     ] = None,
     classifier: Annotated[str, typer.Option(help="Classifier folder or builtin:")] = "builtin:",
-    explain: Annotated[int, typer.Option(help="Recordings that also get explanations.")] = 40,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Of the classifier; repeatable. Left out: 0.5."),
+    ] = None,
+    explain: Annotated[int, typer.Option(help="Recordings that also get explanations.")] = 20,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Record ids to leave out; repeatable.")
     ] = None,
@@ -64,7 +69,9 @@ def synthesize(
         raise ConfigError(f"unknown lead configuration {', '.join(sorted(unknown))}")
     files = [f for folder in records for f in find_recordings(folder)] if records else ecg.samples()
     files = [file for file in files if file.stem not in set(exclude or [])]
-    found = collect_facts(files, leads, classifier=classifier, explain=explain)
+    found = collect_facts(
+        files, leads, classifier=classifier, thresholds=threshold or (0.5,), explain=explain
+    )
     written = {}
     for split, facts in split_records(found.facts, SPLITS, seed=seed).items():
         dialogues = write(facts, n=max(1, round(n * SPLITS[split])), seed=seed, split=split)
@@ -98,14 +105,17 @@ def validate(file: DialogueFile, as_json: AsJson = False) -> None:
 
 def stats(file: DialogueFile) -> None:
     """Counts of actions, topics, levels and lengths, as JSON."""
+    from dataclasses import asdict
+
     from ecg_agent_ray.dialogue import read_dialogues
     from ecg_agent_ray.dialogue import stats as count
 
-    emit(count(read_dialogues(file)))
+    emit(asdict(count(read_dialogues(file))))
 
 
 def clean(file: DialogueFile) -> None:
     """Report thoughts that leak the generator's instructions, as JSON."""
-    from ecg_agent_ray.dialogue import cleaning_report, read_dialogues
+    from ecg_agent_ray.dialogue import clean_report, read_dialogues
 
-    emit(cleaning_report(read_dialogues(file)))
+    found = clean_report(read_dialogues(file))
+    emit({"leaks": len(found), "problems": [str(problem) for problem in found]})

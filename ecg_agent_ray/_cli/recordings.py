@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -119,7 +119,7 @@ def classify(
     from ecg_agent_ray import ecg, tools
 
     classifier = load_classifier_uri(model)
-    cut: float | str = threshold if threshold == "model" else _probability(threshold)
+    cut: float | Literal["model"] = "model" if threshold == "model" else _probability(threshold)
     wanted = None if labels is None else _read_labels(labels)
 
     def work(file: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _only(result: dict[str, Any], wanted: list[str] | None) -> dict[str, Any]:
 
 
 def _show_classification(result: Mapping[str, Any]) -> None:
-    from ecg_agent_ray.dialogue.statements import plain_name
+    from ecg_agent_ray.dialogue.statements import statement_name
 
     table = Table(
         title=f"{result['record_id']}, {result['lead_configuration']}, model {result['model']}",
@@ -184,7 +184,7 @@ def _show_classification(result: Mapping[str, Any]) -> None:
     table.add_column("meaning")
     table.add_column("probability", justify="right")
     for code in result["positive"]:
-        table.add_row(code, plain_name(code), f"{result['labels'][code]:.1%}")
+        table.add_row(code, statement_name(code), f"{result['labels'][code]:.1%}")
     console.print(table)
     if result["not_assessed"]:
         console.print(f"  not assessed by this model: {len(result['not_assessed'])} statements")

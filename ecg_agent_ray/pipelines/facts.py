@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ecg_agent_ray.dialogue import LeadConfiguration
 from ecg_agent_ray.dialogue.synthesis import RecordFacts
@@ -18,6 +18,8 @@ from ecg_agent_ray.plugins.local_cluster import local_ray
 __all__ = ["FactsResult", "collect_facts", "find_recordings", "split_records"]
 
 logger = logging.getLogger(__name__)
+
+SplitName = TypeVar("SplitName", bound=str)
 
 _MEASURED_LEAD = {"12-lead": "auto", "I": "I", "II": "II"}
 _SUFFIXES = {".hea", ".csv", ".edf", ".bdf", ".dcm", ".xml", ".npy", ".npz", ".parquet"}
@@ -47,18 +49,21 @@ def collect_facts(
     lead_configurations: Sequence[LeadConfiguration] = ("12-lead",),
     *,
     classifier: str = "builtin:",
+    thresholds: Sequence[float] = (0.5,),
     explain: int = 0,
     concurrency: int = 2,
 ) -> FactsResult:
     """Measure, classify and, for every file of the first ``explain``, explain, on Ray Data.
 
-    ``classifier`` is a folder or ``builtin:``. A file that cannot be read is in the errors and
-    stops nothing. An explanation covers the classifier's three most probable statements.
+    ``classifier`` is a folder or ``builtin:``; each of ``thresholds`` gives facts of its own, since
+    a lower one has more findings. A file that cannot be read is in the errors and stops nothing. An
+    explanation covers the classifier's two most probable statements.
     """
     items = [
-        {"file": str(path), "leads": leads, "explain": index < explain}
+        {"file": str(path), "leads": leads, "threshold": threshold, "explain": index < explain}
         for index, path in enumerate(files)
         for leads in lead_configurations
+        for threshold in thresholds
     ]
     with local_ray(num_cpus=max(2, concurrency + 1)):
         import ray.data
@@ -67,15 +72,16 @@ def collect_facts(
         rows = (
             ray.data.from_items(items, override_num_blocks=min(len(items), 4 * concurrency))
             .map(
-                _Tools,
+                _Tools,  # type: ignore[arg-type]  # the stubs know functions only
                 fn_constructor_kwargs={"classifier": classifier},
                 concurrency=concurrency,
                 num_cpus=1,
             )
             .take_all()
         )
-    order = {(item["file"], item["leads"]): place for place, item in enumerate(items)}
-    rows.sort(key=lambda row: order[(row["file"], row["leads"])])
+    keys = ("file", "leads", "threshold")
+    order = {tuple(item[key] for key in keys): place for place, item in enumerate(items)}
+    rows.sort(key=lambda row: order[tuple(row[key] for key in keys)])
     facts = [RecordFacts(**json.loads(row["facts"])) for row in rows if row["facts"]]
     errors = [{"file": row["file"], "message": row["error"]} for row in rows if row["error"]]
     for error in errors:
@@ -84,8 +90,8 @@ def collect_facts(
 
 
 def split_records(
-    facts: Sequence[RecordFacts], shares: Mapping[str, float], *, seed: int
-) -> dict[str, list[RecordFacts]]:
+    facts: Sequence[RecordFacts], shares: Mapping[SplitName, float], *, seed: int
+) -> dict[SplitName, list[RecordFacts]]:
     """Deal out whole records, so that none is in two splits; each split gets at least one.
 
     ``shares`` sum to 1. Raises :class:`InputError` with fewer records than splits.
@@ -95,7 +101,7 @@ def split_records(
         raise InputError(f"{len(records)} recordings cannot be dealt to {len(shares)} splits")
     random.Random(seed).shuffle(records)
     names = sorted(shares, key=lambda name: shares[name])
-    owner: dict[str, str] = {}
+    owner: dict[str, SplitName] = {}
     for name in names[:-1]:
         for _ in range(max(1, round(shares[name] * len(records)))):
             owner[records.pop()] = name
@@ -125,10 +131,12 @@ class _Tools:
 
         recording = ecg.read(item["file"])
         leads: LeadConfiguration = item["leads"]
-        found = tools.classify(recording, model=self.classifier, leads=leads)
+        found = tools.classify(
+            recording, model=self.classifier, threshold=item["threshold"], leads=leads
+        )
         explanation = {}
         if item["explain"]:
-            for label in found.to_dict()["positive"][:3]:
+            for label in found.to_dict()["positive"][:2]:
                 told = tools.explain(recording, label, model=self.classifier, leads=leads)
                 explanation[label] = told.to_dialogue()
         return {

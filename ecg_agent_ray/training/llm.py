@@ -159,6 +159,8 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
     }
     if not gpu:
         environment["DS_ACCELERATOR"] = "cpu"
+    # at run time these are Train V2's classes; to a type checker ray.train still shows V1's
+    run_config: Any = ray.train.RunConfig
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config.model_dump(mode="json"),
@@ -168,7 +170,7 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
             use_gpu=gpu,
             resources_per_worker={"CPU": spread.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
-        run_config=ray.train.RunConfig(
+        run_config=run_config(
             name=run.run_id,
             storage_path=config.storage,
             callbacks=[run.callback()],

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
-from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, render_turn, system_prompt
+from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, system_prompt
+from ecg_agent_ray.dialogue.render import dialogue_messages
 
-__all__ = ["common_lead_configuration", "encode_all", "to_messages"]
-
-
-def to_messages(dialogue: Dialogue, *, level: str | None = None) -> list[dict[str, Any]]:
-    """OpenAI-shaped messages: the system prompt, then every turn, tool outputs included."""
-    prompt = system_prompt(dialogue.lead_configuration, level=level)
-    messages = [{"role": "system", "content": prompt}]
-    for turn in dialogue.turns:
-        content = turn.content if turn.role == "user" else render_turn(turn)
-        messages.append({"role": turn.role, "content": content or ""})
-    return messages
+__all__ = ["common_lead_configuration", "encode_all"]
 
 
 def encode_all(chat: ChatFormat, dialogues: Iterable[Dialogue]) -> list[EncodedDialogue]:
@@ -26,7 +16,8 @@ def encode_all(chat: ChatFormat, dialogues: Iterable[Dialogue]) -> list[EncodedD
     encoded = []
     for index, dialogue in enumerate(dialogues):
         level = dialogue.cefr_level if index % 2 else None
-        encoded.append(chat.encode_dialogue(to_messages(dialogue, level=level)))
+        prompt = system_prompt(dialogue.lead_configuration, level=level)
+        encoded.append(chat.encode_dialogue(dialogue_messages(dialogue, prompt)))
     return encoded
 
 

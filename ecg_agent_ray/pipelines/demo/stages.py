@@ -82,13 +82,13 @@ def finetune_and_promote_classifier(output: Path) -> Registered:
 
 def write_agent_dialogues(output: Path) -> dict[str, Path]:
     """Dialogues from real tool outputs; held-out records and held-out wording for evaluation."""
-    from ecg_agent_ray.dialogue.synthesis import synthesize
+    from ecg_agent_ray.dialogue.synthesis import Split, synthesize
 
     files = ecg.samples()
     facts = collect_facts(files, explain=4).facts
     seen = [fact for fact in facts if fact.record_id not in HELD_OUT]
     unseen = [fact for fact in facts if fact.record_id in HELD_OUT]
-    plan = {
+    plan: dict[str, tuple[list[Any], int, Split]] = {
         "train": (seen, N_TRAIN, "train"),
         "validation": (unseen, N_VALIDATION, "validation"),
         "evaluation": (unseen, N_EVALUATION, "test"),
