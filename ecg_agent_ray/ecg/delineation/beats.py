@@ -14,9 +14,8 @@ __all__ = ["find_beats"]
 _QRS_BAND_HZ = (8.0, 25.0)
 _REFRACTORY_S = 0.24
 _ENVELOPE_S = 0.10
-_LOCAL_S = 2.5
+_BLOCK_S, _LOCAL_BLOCKS, _WIDE_BLOCKS, _WIDE_SHARE = 0.5, 5, 14, 0.25
 _THRESHOLD, _SEARCH_BACK = 0.42, 0.22
-_SMALLEST = 0.15
 
 
 def find_beats(signal: npt.NDArray[np.floating], rate: float) -> npt.NDArray[np.intp]:
@@ -47,17 +46,22 @@ def find_beats(signal: npt.NDArray[np.floating], rate: float) -> npt.NDArray[np.
 
 
 def _local_level(envelope: npt.NDArray[np.float64], rate: float) -> npt.NDArray[np.float64]:
-    """What beats reach around each sample: a smoothed running maximum, not led by one artefact."""
-    width = max(round(_LOCAL_S * rate), 3)
-    step = max(round(0.5 * rate), 1)
+    """What beats reach around each sample: a high percentile of half-second maxima over 2.5 s.
+
+    Between the beats of a slow heart that would fall to the noise, so it keeps to a share of the
+    second largest of seven seconds, in which 20 beats a minute still have two.
+    """
+    from scipy.ndimage import median_filter, percentile_filter, rank_filter
+
+    step = max(round(_BLOCK_S * rate), 1)
     blocks = envelope[: envelope.size // step * step].reshape(-1, step).max(axis=1)
     if blocks.size < 3:
         return np.full(envelope.size, envelope.max())
-    from scipy.ndimage import median_filter, percentile_filter
-
-    local = percentile_filter(blocks, 80, size=max(width // step, 3), mode="nearest")
+    local = percentile_filter(blocks, 80, size=_LOCAL_BLOCKS, mode="nearest")
     typical = median_filter(local, size=min(21, blocks.size), mode="nearest")
     local = np.clip(local, 0.5 * typical, 2.0 * typical)
+    wide = rank_filter(blocks, -2, size=min(_WIDE_BLOCKS, blocks.size), mode="nearest")
+    local = np.maximum(local, _WIDE_SHARE * wide)
     centres = (np.arange(blocks.size) + 0.5) * step
     return np.asarray(np.interp(np.arange(envelope.size), centres, local), dtype=np.float64)
 
