@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -40,17 +42,19 @@ def running_service(config: ServiceConfig, *, start_timeout_s: float = 180.0) ->
         # Serve tells of every step it takes; what matters is told here
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _check_no_serve()
+        running = False
         try:
             _start(config, port)
+            running = True
             url = f"http://{_shown(config.host)}:{port}"
             _wait_ready(url, start_timeout_s)
             yield url
         finally:
-            if ours:
-                # the cluster ends next, with Serve in it; asking Serve to end first is slower
-                serve.delete(APPLICATION)
-            else:
+            if not ours:
                 serve.shutdown()
+            elif running:
+                # requests are finished; then the cluster ends, with Serve in it
+                serve.delete(APPLICATION)
 
 
 @contextlib.contextmanager
@@ -59,7 +63,11 @@ def _local_ray(config: ServiceConfig) -> Iterator[bool]:
     import ray
 
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
     with local_ray(num_cpus=_cpus(config)):
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts its own handler there, which kills its processes under Serve's feet
+            signal.signal(signal.SIGTERM, before)
         yield ours
 
 
@@ -143,7 +151,8 @@ def _wait_ready(url: str, timeout_s: float) -> None:
             answer = httpx.get(f"{url}/readyz", timeout=10)
             if answer.status_code == 200:
                 for part in answer.json()["degraded"]:
-                    _log.warning("degraded: %s", answer.json()["parts"][part])
+                    problem = answer.json()["parts"][part]["problem"]
+                    _log.warning("the service runs without %s: %s", part, problem)
                 return
             last = answer.text
         except httpx.HTTPError as error:
