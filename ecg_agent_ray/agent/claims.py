@@ -37,7 +37,8 @@ class NumberClaim:
     digit in the same unit, and ``factor`` what the printed numeral was multiplied by; ``upper`` is
     the other end of a range. ``quantity`` is the ECG-MTD key
     it is said of (``pr_interval`` …), ``"unmeasured"`` for one that no tool gives, or None.
-    ``span`` is the numeral's place in the text that was searched.
+    ``judged`` says that a sentence begins with the number and rates it ("95 ms is normal"), which
+    may be about a number that the user named. ``span`` is the numeral's place in the text searched.
     """
 
     text: str
@@ -49,6 +50,7 @@ class NumberClaim:
     comparison: Comparison = "equal"
     upper: float | None = None
     factor: float = 1.0
+    judged: bool = False
     statements: tuple[str, ...] = ()
 
 
@@ -121,9 +123,17 @@ _ABOVE = re.compile(
     r"|beyond|no less than|faster than|minimum of|lower limit of)|[>≥])\s*(?:about|the)?\s*$",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(r"\b(?:limit|cut-?off|threshold|range)\b[^,;]{0,20}$", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"\b(?:limit|cut-?off|threshold|range)\b[^,;]{0,20}$"
+    r"|\b(?:in|for)\s+(?:adult\s+)?(?:women|men|females|males|adults|children|athletes)\s*$",
+    re.IGNORECASE,
+)
 _BARE_BEFORE = re.compile(
     r"(?:\b(?:is|are|was|were|of|at|reads|equals|about|around|approximately|roughly)|[:=≈~])\s*$",
+    re.IGNORECASE,
+)
+_JUDGED = re.compile(
+    r"^\s*(?:is|was|would be|counts as|falls|lies)\b(?!\s*(?:what|the\s+(?:heart|pr|qrs|qt)))",
     re.IGNORECASE,
 )
 _OTHER_PERCENT = re.compile(
@@ -152,13 +162,14 @@ _LEADING_NO = re.compile(r"^\s*(?:no|not quite|nope)\s*[,.;:–-]\s*", re.IGNORE
 _HYPOTHETICAL = re.compile(
     r"\b(?:if|would|could|can|may|might|such as|for example|e\.g|called|known as|stands for"
     r"|refers? to|means?|meaning|defined|happens?|occurs?|causes?|caused|types? of|kinds? of|people"
-    r"|patients|when|whether|checks?|look(?:s|ing)? for|assess(?:es)?|definition|in general"
+    r"|patients|when|whether|checks?|look(?:s|ing)? for|assess(?:es)?|definition|describes?|term"
+    r"|understands?|understood|in general"
     r"|generally|unlike|compared|different from|risk of|screen|treat(?:ed|ment)?)\b",
     re.IGNORECASE,
 )
 _DEFINITION = re.compile(
-    r"^\W*(?:an?\s+|the\s+)?[\w\s()/'-]{2,60}?\s+(?:is|are)\s+(?:an?|the|when|one of|where|often"
-    r"|usually|just|simply)\b",
+    r"^\W*(?:[\w\s']{1,30}[:,]\s*)?(?:an?\s+|the\s+)?(?P<term>[\w\s()/'-]{2,60}?)"
+    r"\s+(?:is|are)\s+(?:an?|the|when|one of|where|often|usually|just|simply)\b",
     re.IGNORECASE,
 )
 _ASSERTION = re.compile(
@@ -258,7 +269,10 @@ class _Clause:
         elif _ABOVE.search(before):
             comparison = "above"
         own = _OWN.search(before) is not None
+        statements = self._statements(found.start())
         general = _GENERAL.search(before) is not None or _LIMIT.search(before) is not None
+        if dimension == "percent" and statements:
+            general = False  # "a normal ECG (95%)" names a finding, no usual range
         if comparison == "equal":
             if general and not own:
                 return []
@@ -283,9 +297,24 @@ class _Clause:
                 comparison=comparison,
                 upper=upper,
                 factor=factor,
-                statements=tuple(find_statements(self.text[self.begin : self.end])),
+                judged=self._is_judged(found),
+                statements=statements,
             )
         ]
+
+    def _statements(self, start: int) -> tuple[str, ...]:
+        """The statement named last since the number before, else all of the clause."""
+        past = [number.end() for number in _NUMBER_WITH_UNIT.finditer(self.text, self.begin, start)]
+        nearest = find_statements(self.text[max([self.begin, *past]) : start])
+        return tuple(nearest[-1:] or find_statements(self.text[self.begin : self.end]))
+
+    def _is_judged(self, found: re.Match[str]) -> bool:
+        start = self.text[self.sentence : found.start()].strip().lower()
+        return (
+            start in ("", "yes,", "no,", "a value of", "a", "well,")
+            and _JUDGED.search(self.text[found.end() : self.end]) is not None
+            and _OWN.search(self.text[self.sentence : self.end]) is None
+        )
 
     def _quantity(
         self, start: int, end: int, dimension: Dimension | None, *, look_ahead: bool = True
@@ -338,7 +367,8 @@ def _asserted(clause: str, sentence_asserts: bool) -> list[str]:
     codes = find_statements(clause)
     if not codes or _HYPOTHETICAL.search(clause):
         return []
-    if _DEFINITION.match(clause) and not _OWN.search(clause):
+    defined = _DEFINITION.match(clause)
+    if defined and find_statements(defined["term"]) and not _OWN.search(clause):
         return []
     if not (sentence_asserts or "%" in clause or not _VERB.search(clause)):
         return []

@@ -24,11 +24,16 @@ class AnswerGate:
     ----------
     tool_outputs
         All outputs of the dialogue so far.
+    question
+        The user's message.
     enabled
         False passes everything.
     """
 
-    def __init__(self, tool_outputs: Sequence[Any], *, enabled: bool = True) -> None:
+    def __init__(
+        self, tool_outputs: Sequence[Any], *, question: str = "", enabled: bool = True
+    ) -> None:
+        self._question = question
         self._outputs = tool_outputs
         self._enabled = enabled
         self._pending = ""
@@ -82,7 +87,7 @@ class AnswerGate:
             self.repeating = True
             return ""
         if self._enabled:
-            found = check_grounding(sentence, self._outputs)
+            found = check_grounding(sentence, self._outputs, question=self._question)
             self.violations += [str(violation) for violation in found]
             if found and not self.dropping:
                 self.shut = True

@@ -18,6 +18,7 @@ from ecg_agent_ray.dialogue.render import parse_tool_output
 __all__ = ["Evidence", "Violation", "check_grounding", "correct_rounding", "faithful_sentences"]
 
 _PERCENT_ENTRY = re.compile(r"^\s*(?P<code>.+?)\s*\((?P<percent>\d+(?:\.\d+)?)\s*%\)")
+_NUMERAL = re.compile(r"\d+(?:[.,]\d+)?")
 _PLACE = re.compile(r"(?P<name>time|freq)=(?P<low>[\d.]+)-(?P<high>[\d.]+)")
 _TIME_KEYS = ("pr_interval", "qrs_duration", "qtc_interval")
 _DETAIL_KEYS = {
@@ -164,7 +165,9 @@ class Evidence:
         return tuple(dict.fromkeys([*given, *rounded]))
 
 
-def check_grounding(answer: str, tool_outputs: Sequence[Any]) -> list[Violation]:
+def check_grounding(
+    answer: str, tool_outputs: Sequence[Any], *, question: str = ""
+) -> list[Violation]:
     """The claims of ``answer`` about this ECG that no tool output bears out.
 
     Parameters
@@ -175,6 +178,8 @@ def check_grounding(answer: str, tool_outputs: Sequence[Any]) -> list[Violation]
         All tool outputs of the dialogue so far, in ECG-MTD form: a measurement object, a list of
         ``"SR (98.23%)"``, an explanation's text; also accepted as text, as
         :class:`~ecg_agent_ray.agent.ToolResult` or as a step with ``tool_output``.
+    question
+        What the user asked. A number named there may be rated in the answer ("95 ms is normal").
 
     Returns
     -------
@@ -190,8 +195,11 @@ def check_grounding(answer: str, tool_outputs: Sequence[Any]) -> list[Violation]
     '160'
     """
     evidence = Evidence.collect(tool_outputs)
+    named = {float(numeral.replace(",", ".")) for numeral in _NUMERAL.findall(question)}
     violations = []
     for claim in number_claims(answer):
+        if claim.judged and claim.value / claim.factor in named:
+            continue
         values = evidence.candidates(claim)
         if not any(_agrees(claim, value) for value in _in_order(answer, claim, values, evidence)):
             expected = f"{values[0]:g}" if values and claim.comparison == "equal" else None

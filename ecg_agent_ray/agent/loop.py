@@ -286,7 +286,8 @@ class _UserTurn:
         """Send the content as it passes the gate; after a failed check once more, constrained."""
         before, _, content = head.partition(CONTENT_MARKER)
         outputs = [result.output for result in (*self.history.results, *self.results)]
-        gate = AnswerGate(outputs, enabled=self.agent.grounding)
+        question = self.history.question
+        gate = AnswerGate(outputs, question=question, enabled=self.agent.grounding)
         yield from self._through(gate, chain([content], generation), generation)
         if gate.shut:
             request = replace(

@@ -163,8 +163,9 @@ def _tally(record: Mapping[str, Any]) -> _Tally:
         turns = made[number][1] if number < len(made) else []
         fresh = _outputs(expected) if with_gt else []
         fresh += _outputs(turns)
-        _count_answers(tally, turns, [*outputs, *fresh])
-        _count_asked(tally, str(user.get("content", "")), turns, fresh)
+        question = str(user.get("content", ""))
+        _count_answers(tally, question, turns, [*outputs, *fresh])
+        _count_asked(tally, question, turns, fresh)
         outputs += _outputs(expected) if with_gt else fresh
     return tally
 
@@ -191,14 +192,14 @@ def _outputs(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _count_answers(
-    tally: _Tally, turns: Sequence[Mapping[str, Any]], outputs: Sequence[Any]
+    tally: _Tally, question: str, turns: Sequence[Mapping[str, Any]], outputs: Sequence[Any]
 ) -> None:
     for turn in turns:
         content = turn.get("content")
         if not content:
             continue
-        violations = check_grounding(content, outputs)
-        claims = violations or check_grounding(content, ())
+        violations = check_grounding(content, outputs, question=question)
+        claims = violations or check_grounding(content, (), question=question)
         if claims or turn.get("action") == Action.RESPONSE:
             tally.answers += 1
             tally.faithful += not violations

@@ -58,6 +58,11 @@ BORNE_OUT = [
     "First-degree AV block means the signal takes longer than usual.",
     "About 2% of people have atrial fibrillation.",
     "I cannot be 100% certain.",
+    "I report what the classifier gives more than 50%.",
+    "For the QTc interval, up to 450 ms, in women 460 ms, is regarded as normal.",
+    "Your QTc interval is 413 ms, within the usual range (up to 450 ms, in women 460 ms).",
+    "In short: atrial flutter is a fast rhythm of the upper chambers.",
+    "Atrial flutter is not among the findings, which are sinus rhythm (98%) and LVH (75%).",
     "This is a 10-second recording.",
     "On ECG paper one small square is 40 ms.",
     "Please call 911 or 112 at once.",
@@ -89,6 +94,9 @@ CONTRADICTED = [
     "Atrial fibrillation (97.12%).",
     "The RR interval is 829 ms.",
     "The P-wave duration is 92 ms.",
+    "The findings are a normal ECG (93%).",
+    "The findings are sinus rhythm (75%) and LVH (98%).",
+    "95 ms is normal.",
 ]
 
 
@@ -107,6 +115,13 @@ def test_contradicted(answer: str) -> None:
 )
 def test_without_tool_outputs_every_claim_fails(answer: str) -> None:
     assert check_grounding(answer, [])
+
+
+def test_a_number_of_the_users_may_be_rated() -> None:
+    question = "Is 95 ms normal for the QRS?"
+    assert not check_grounding("95 ms is normal.", OUTPUTS, question=question)
+    assert check_grounding("Your QRS is 95 ms.", OUTPUTS, question=question)
+    assert check_grounding("96 ms is normal.", OUTPUTS, question=question)
 
 
 def test_missing_value_may_not_be_given() -> None:
