@@ -210,8 +210,9 @@ def _turn_problems(number: int, index: int, turn: Turn) -> Iterator[Problem]:
 
 
 def _output_fault(action: Action, output: Any) -> str | None:
-    if isinstance(output, dict) and "error" in output:
-        return None  # any tool may have failed; the answer after it says so
+    failed = isinstance(output, dict) and "error" in output
+    if failed or (isinstance(output, str) and output.startswith("Explanation error")):
+        return None  # any tool may fail; the answer after it says so
     if action is Action.CALL_CLASSIFICATION:
         if not isinstance(output, list):
             return f"a classification is a list of statements, not {type(output).__name__}"

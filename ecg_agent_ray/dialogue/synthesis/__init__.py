@@ -67,6 +67,7 @@ _MOVES: dict[str, Callable[[Scene], None]] = {
     "E": tool_moves.explain,
     "F": talk_moves.follow_up,
     "H": talk_moves.hello,
+    "K": tool_moves.tool_failure,
     "M": tool_moves.measure,
     "N": talk_moves.fail,
     "Q": lambda scene: talk_moves.bye(scene, early=True),

@@ -39,7 +39,7 @@ def check_answer(
     statements may be repeated; ``general`` marks an answer from general knowledge, which may name
     any statement.
     """
-    outputs = list(outputs)
+    outputs = [item for item in outputs if not _is_error(item[1])]
     allowed = _allowed_numbers(outputs)
     spoken = set(re.findall(r"\d+(?:\.\d+)?", heard))
     for match in _NUMBER.finditer(answer):
@@ -54,6 +54,10 @@ def check_answer(
         extra = set(find_statements(answer)) - given - set(find_statements(heard))
         if extra:
             raise DialogueError(f"{', '.join(sorted(extra))} is in no tool output: {answer!r}")
+
+
+def _is_error(output: Any) -> bool:
+    return isinstance(output, dict) and "error" in output
 
 
 def _allowed_numbers(outputs: list[tuple[Action, Any]]) -> dict[str, set[str]]:

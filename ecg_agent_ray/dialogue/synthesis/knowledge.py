@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ecg_agent_ray.dialogue.ranges import QUANTITIES
 from ecg_agent_ray.dialogue.statements import STATEMENTS
 
-__all__ = ["CONDITIONS", "TERMS", "Condition", "number_near_limit"]
+__all__ = ["CONDITIONS", "CONDITION_TERMS", "TERMS", "Condition", "number_near_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,29 @@ TERMS: dict[str, str] = {
     "palpitation": "the feeling of one's own heartbeat, fast, strong or irregular",
 }
 """Term -> definition that reads after "is"."""
+
+CONDITION_TERMS = (
+    "atrial fibrillation",
+    "AFib",
+    "a bundle branch block",
+    "bradycardia",
+    "tachycardia",
+    "an arrhythmia",
+    "a premature beat",
+    "left ventricular hypertrophy",
+    "an AV block",
+    "atrial flutter",
+    "ST depression",
+    "an inverted T wave",
+    "WPW",
+    "sinus arrhythmia",
+    "sinus tachycardia",
+    "a right bundle branch block",
+    "a left bundle branch block",
+    "sinus bradycardia",
+    "ischemia",
+)
+"""Those terms of which one may ask how dangerous or common they are."""
 
 _NEAR = {
     "heart_rate": (45, 52, 58, 62, 70, 75, 80, 88, 95, 99, 105, 110, 120, 140),

@@ -32,12 +32,13 @@ TOPICS = {
 """Short name -> the data sets' ``source_category``."""
 
 # C classify, M measure, X measure what is missing, B both tools, E explain, D classify and explain,
-# F follow-up, N cannot be met, H hello, Y emergency, Z goodbye, Q goodbye all of a sudden
+# F follow-up, N cannot be met, H hello, Y emergency, K the tool fails, Z goodbye, Q goodbye all of
+# a sudden
 _SEQUENCES = """
 CFZ MFZ CMZ MCZ CFMFZ MFCFZ CFFFZ MFFFZ CEZ CEFMZ CFNZ MNZ NCZ HCMZ HMFCZ BFZ
 BFFNZ BEZ XFZ XCFZ CXZ CFXNZ CQ MQ FMZ FFCZ NNZ Y CY MYZ DFZ MDZ CMEFZ CNMFZ
 MNCF HFCEMNZ CMFF C M HQ FNMZ CFMNFZ MFCENZ MCFF NZ FFZ CENZ DMFZ XNZ BXZ HBFZ
-NMZ FCFMZ NFZ CNFZ MFNFZ CFFMFFZ FZ
+NMZ FCFMZ NFZ CNFZ MFNFZ CFFMFFZ FZ KZ
 """
 SEQUENCES = tuple(_SEQUENCES.split())
 """The fixed sequences, one letter a user turn; half of the dialogues walk at random instead."""
@@ -76,6 +77,8 @@ MEASURE_WEIGHTS = _table(
 GENERAL_WEIGHTS = _table(
     """
     term:         2 2 5 4 2 2 2
+    risk:         1 1 3 .5 1 1 1
+    differ:       1 1 2 2 .5 .5 .5
     range:        4 1 1 5 1 2 2
     capability:   1 1 1 1 1 1 1
     leads:        .6 .6 .6 1 .4 .4 .6
@@ -116,7 +119,7 @@ def random_sequence(rng: random.Random, facts: RecordFacts) -> str:
     """A walk of one to six user turns that calls each tool at most once."""
     moves = ""
     for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 5, 6))):
-        options = {"F": 4.0, "N": 2.0, "Y": 0.25}
+        options = {"F": 4.0, "N": 2.0, "Y": 0.25, "K": 0.12}
         if not set("CBD") & set(moves):
             options |= {"C": 5.0, "D": 0.5 if facts.can_explain else 0.0}
             options["B"] = 0.0 if set("MX") & set(moves) else 0.9
@@ -125,9 +128,11 @@ def random_sequence(rng: random.Random, facts: RecordFacts) -> str:
         if not set("MXB") & set(moves):
             options["M"] = 4.5 if facts.known_keys else 0.0
             options["X"] = 6.0 if facts.missing_keys else 0.0
+        if not set("CBDMX") & set(moves):
+            options["K"] = 0.25
         if not moves:
             options |= {"H": 0.5, "F": 1.5}
         moves += rng.choices(list(options), list(options.values()))[0]
-        if moves[-1] == "Y":
+        if moves[-1] in "YK":
             break
     return moves + rng.choices(("Z", "Q", ""), (0.7, 0.08, 0.22))[0]

@@ -8,7 +8,11 @@ from ecg_agent_ray.dialogue.actions import Action
 from ecg_agent_ray.dialogue.ranges import QUANTITIES
 from ecg_agent_ray.dialogue.statements import STATEMENTS
 from ecg_agent_ray.dialogue.synthesis.frame import before, tail
-from ecg_agent_ray.dialogue.synthesis.knowledge import TERMS, number_near_limit
+from ecg_agent_ray.dialogue.synthesis.knowledge import (
+    CONDITION_TERMS,
+    TERMS,
+    number_near_limit,
+)
 from ecg_agent_ray.dialogue.synthesis.plan import FAIL_WEIGHTS, GENERAL_WEIGHTS
 from ecg_agent_ray.dialogue.synthesis.scene import Focus, Scene, capital, joined
 from ecg_agent_ray.dialogue.synthesis.tool_moves import (
@@ -95,11 +99,10 @@ def follow_up(scene: Scene) -> None:
 # --- general knowledge -------------------------------------------------------------------------
 def _general(scene: Scene, kind: str) -> None:
     slots: dict[str, str] = {}
-    if kind == "term":
-        term = scene.rng.choice(list(TERMS))
-        slots = {"term": term, "term_cap": capital(term), "definition": TERMS[term]}
+    if kind in ("term", "risk", "differ"):
+        slots = _term_slots(scene, kind)
         _ask(scene, kind, **slots)
-        _reply(scene, kind, kind, slots, general=True)
+        _reply(scene, kind, "term", slots, general=True)
     elif kind == "range":
         _ask_range(scene)
     elif kind == "leads":
@@ -114,6 +117,19 @@ def _general(scene: Scene, kind: str) -> None:
         _ask(scene, kind, **slots)
         thought = "capability" if kind == "capability" else "general"
         _reply(scene, kind, thought, slots, general=True)
+
+
+def _term_slots(scene: Scene, kind: str) -> dict[str, str]:
+    terms = list(CONDITION_TERMS if kind == "risk" else TERMS)
+    term, other = scene.rng.sample(terms, k=2)
+    return {
+        "term": term,
+        "term_cap": capital(term),
+        "definition": TERMS[term],
+        "other": other,
+        "other_cap": capital(other),
+        "other_definition": TERMS[other],
+    }
 
 
 def _ask_range(scene: Scene) -> None:

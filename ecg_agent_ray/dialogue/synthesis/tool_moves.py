@@ -13,7 +13,15 @@ from ecg_agent_ray.dialogue.synthesis.knowledge import CONDITIONS, Condition
 from ecg_agent_ray.dialogue.synthesis.plan import CLASSIFY_WEIGHTS, MEASURE_WEIGHTS
 from ecg_agent_ray.dialogue.synthesis.scene import Focus, Scene, capital, joined
 
-__all__ = ["both", "classify", "classify_and_explain", "explain", "measure", "pick_condition"]
+__all__ = [
+    "both",
+    "classify",
+    "classify_and_explain",
+    "explain",
+    "measure",
+    "pick_condition",
+    "tool_failure",
+]
 
 _SHORT_POOL = {
     "heart_rate": "user.measure.hr",
@@ -24,6 +32,14 @@ _SHORT_POOL = {
 _SERIOUS = frozenset({"infarction", "ischemia", "conduction"})
 _SINUS = frozenset({"SR", "SBRAD", "STACH", "SARRH"})
 _MOST_LISTED = 4
+_ERRORS = (
+    "no lead is usable",
+    "the recording is too short",
+    "the signal is flat",
+    "the lead asked for is not in the recording",
+    "the file holds no samples",
+    "the model could not be loaded",
+)
 
 
 # --- measurement -------------------------------------------------------------------------------
@@ -267,6 +283,23 @@ def both(scene: Scene) -> None:
         sentences.append(scene.draw("answer.null", missing=names))
     scene.answer(Action.RESPONSE, scene.draw("thought.both.answer"), *sentences)
     scene.focus = Focus("finding", scene.leading.code) if scene.leading else Focus("values")
+
+
+# --- failure -----------------------------------------------------------------------------------
+def tool_failure(scene: Scene) -> None:
+    """A request whose tool gives an error instead of an output."""
+    reason = scene.rng.choice(_ERRORS)
+    if scene.chance(0.5):
+        scene.say(before(scene, ""), scene.draw("user.classify.summary"))
+        thought = scene.draw("thought.call_classification")
+        scene.call(Action.CALL_CLASSIFICATION, thought, {"error": reason})
+    else:
+        key = scene.rng.choice(list(QUANTITIES))
+        scene.say(before(scene, ""), ask_value(scene, key))
+        thought = scene.draw("thought.call_measurement", value=QUANTITIES[key].name)
+        scene.call(Action.CALL_MEASUREMENT, thought, {"error": reason})
+    answer = scene.draw("answer.fail.tool")
+    scene.answer(Action.RESPONSE_FAIL, scene.draw("thought.fail.tool"), answer)
 
 
 # --- explanation -------------------------------------------------------------------------------
