@@ -58,8 +58,8 @@ def _content_rules(numbers: tuple[str, ...] | None) -> str:
     )
 
 
-def message_grammar(request: GenerationRequest) -> str:
-    """EBNF of the message, or of its rest when ``request.prefix`` says how it begins.
+def message_grammar(request: GenerationRequest, *, with_prefix: bool = True) -> str:
+    """EBNF of the message; one with ``request.prefix`` begins with it, or after it.
 
     Raises :class:`ConfigError` where no action is offered or the prefix ends before the content.
     """
@@ -69,7 +69,8 @@ def message_grammar(request: GenerationRequest) -> str:
             raise ConfigError("a prefix has to reach into the content of the message")
         begun = bool(request.prefix.split(CONTENT_MARKER, 1)[1].strip())
         rest = "content_rest" if begun else "content"
-        return rules + f"root ::= {json.dumps(request.prefix)} {rest}\n"
+        literal = f"{json.dumps(request.prefix)} " if with_prefix else ""
+        return rules + f"root ::= {literal}{rest}\n"
     calls = [action for action in request.actions if action.is_tool_call]
     answers = [action for action in request.actions if not action.is_tool_call]
     branches = []

@@ -1,0 +1,134 @@
+"""Generation by an OpenAI-compatible endpoint: vLLM, SGLang, Ray Serve LLM, llama.cpp's server.
+
+Covers: streamed chat completions, a stop where a tool's output would begin, the grammar for servers
+that take vLLM's ``structured_outputs``. Without a grammar the model may write anything; the loop
+reads what it can and says so where it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import httpx
+
+from ecg_agent_ray.agent.chat_format import TOOL_OUTPUT_MARKER
+from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
+from ecg_agent_ray.agent.grammar import message_grammar
+from ecg_agent_ray.errors import ConfigError, ServiceError
+
+__all__ = ["OpenAIEngine"]
+
+
+class OpenAIEngine:
+    """An :class:`~ecg_agent_ray.agent.engine.Engine` over HTTP. Thread-safe.
+
+    Parameters
+    ----------
+    base_url
+        Up to and with the version, for example ``http://localhost:8000/v1``.
+    model
+        Name that the endpoint knows.
+    api_key
+        Bearer token; None takes ``OPENAI_API_KEY``, and sends none without it.
+    grammar
+        ``"vllm"`` sends the grammar in ``structured_outputs`` and continues a begun message with
+        ``continue_final_message``; ``"none"`` (default) sends neither, since an endpoint refuses
+        fields it does not know. Then a constrained second try is not possible, and what fails the
+        number check is dropped at once.
+    timeout_s
+        Longest silence of the endpoint in seconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        grammar: Literal["none", "vllm"] = "none",
+        timeout_s: float = 60.0,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")) or not model:
+            raise ConfigError(
+                f"an endpoint is a http(s) URL and a model's name, not {base_url!r} and {model!r}",
+                hint="write openai:http://localhost:8000/v1#MODEL",
+            )
+        self.name = f"{base_url}#{model}"
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._model = model
+        self._grammar = grammar
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(timeout=timeout_s, headers=headers)
+
+    def fits(self, messages: Sequence[Message], request: GenerationRequest) -> bool:
+        """True: the endpoint knows its context, and refuses what is too long."""
+        return True
+
+    def generate(self, messages: Sequence[Message], request: GenerationRequest) -> Generation:
+        """Start the next message; the request is sent when the result is iterated."""
+        grammar = message_grammar(request, with_prefix=False)  # also checks the request
+        generation = Generation(pieces=iter(()))
+        generation.usage.generations = 1
+        if request.prefix and self._grammar == "none":
+            return generation
+        generation.pieces = self._stream(self._body(messages, request, grammar), generation)
+        return generation
+
+    def _body(
+        self, messages: Sequence[Message], request: GenerationRequest, grammar: str
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "stop": [TOOL_OUTPUT_MARKER],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if self._grammar == "vllm":
+            body["structured_outputs"] = {"grammar": grammar}
+            if request.prefix:
+                body["messages"].append({"role": "assistant", "content": request.prefix})
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+    def _stream(self, body: dict[str, Any], generation: Generation) -> Iterator[str]:
+        started = time.perf_counter()
+        try:
+            with self._client.stream("POST", self._url, json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise ServiceError(
+                        f"{self._url} answered {response.status_code}: {response.text[:300]}"
+                    )
+                for line in response.iter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if line.startswith("data:") and data != "[DONE]":
+                        yield from self._read(json.loads(data), generation)
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise ServiceError(f"{self._url} did not answer: {error}") from error
+        finally:
+            generation.usage.decode_s = time.perf_counter() - started
+
+    @staticmethod
+    def _read(chunk: Mapping[str, Any], generation: Generation) -> Iterator[str]:
+        usage = chunk.get("usage")
+        if usage:
+            details = usage.get("prompt_tokens_details") or {}
+            generation.usage.prompt_tokens = int(usage.get("prompt_tokens", 0))
+            generation.usage.completion_tokens = int(usage.get("completion_tokens", 0))
+            generation.usage.cached_tokens = int(details.get("cached_tokens") or 0)
+        for choice in chunk.get("choices") or ():
+            if text := (choice.get("delta") or {}).get("content"):
+                yield text
+            if reason := choice.get("finish_reason"):
+                generation.finish_reason = "length" if reason == "length" else "stop"

@@ -1,0 +1,113 @@
+"""A real HTTP server that speaks the chat-completions stream."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from ecg_agent_ray.agent import Agent, GenerationRequest, OpenAIEngine
+from ecg_agent_ray.errors import ConfigError, ServiceError
+
+MEASURE = "Action: call_measurement_tool\nThought: I measure."
+SAY = "Action: response\nThought: I answer.\nContent: Your heart rate is 72 bpm."
+USER = [{"role": "user", "content": "heart rate?"}]
+
+
+class Endpoint:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    state = Endpoint()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            state.bodies.append(json.loads(self.rfile.read(length)))
+            state.headers.append(dict(self.headers))
+            if not state.texts:
+                self.send_error(429, "too many requests")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for word in state.texts.pop(0).split(" "):
+                self._send({"choices": [{"delta": {"content": word + " "}}]})
+            self._send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+            self._send({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 7}})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _send(self, chunk: dict[str, Any]) -> None:
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_turn_over_http(
+    endpoint: Endpoint, fixed_toolbox: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    endpoint.texts = [MEASURE, SAY]
+    agent = Agent(OpenAIEngine(endpoint.url, "m"))
+    final = agent.respond(USER, fixed_toolbox)
+    assert final.content == "Your heart rate is 72 bpm."
+    assert (final.usage.prompt_tokens, final.usage.completion_tokens) == (22, 14)
+    assert endpoint.bodies[0]["stop"] == ["\nTool_Output:"]
+    assert endpoint.headers[0]["Authorization"] == "Bearer secret"
+    assert "structured_outputs" not in endpoint.bodies[0]
+
+
+def test_without_a_grammar_a_contradiction_is_dropped(
+    endpoint: Endpoint, fixed_toolbox: Any
+) -> None:
+    endpoint.texts = [MEASURE, SAY.replace("72", "85")]
+    final = Agent(OpenAIEngine(endpoint.url, "m")).respond(USER, fixed_toolbox)
+    assert "85" not in final.content
+    assert len(endpoint.bodies) == 2
+
+
+def test_the_grammar_and_a_begun_message_for_servers_that_take_them(endpoint: Endpoint) -> None:
+    endpoint.texts = ["rate is 72 bpm."]
+    engine = OpenAIEngine(endpoint.url, "m", grammar="vllm")
+    prefix = "Action: response\nThought: I.\nContent: Your heart "
+    request = GenerationRequest(prefix=prefix, numbers=("72",))
+    assert engine.generate(USER, request).text().startswith("rate is 72")
+    body = endpoint.bodies[0]
+    assert body["continue_final_message"]
+    assert body["messages"][-1] == {"role": "assistant", "content": prefix}
+    assert "root ::= content_rest" in body["structured_outputs"]["grammar"]
+
+
+def test_a_refusal_is_a_service_error(endpoint: Endpoint) -> None:
+    with pytest.raises(ServiceError, match="429"):
+        OpenAIEngine(endpoint.url, "m").generate(USER, GenerationRequest()).text()
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ServiceError, match="did not answer"):
+        OpenAIEngine("http://127.0.0.1:9/v1", "m").generate(USER, GenerationRequest()).text()
+
+
+def test_a_source_without_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="MODEL"):
+        OpenAIEngine("http://127.0.0.1:9/v1", "")
