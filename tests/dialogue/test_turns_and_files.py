@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecg_agent_ray.dialogue import (
@@ -57,16 +57,19 @@ def round_trips(turn: Turn) -> None:
     assert render_turn(again) == text
 
 
+@settings(deadline=None)
 @given(SPEAKING, TEXT, TEXT)
 def test_an_answer_is_read_back_as_it_was(action: Action, thought: str, content: str) -> None:
     round_trips(Turn.answer(action, thought, content))
 
 
+@settings(deadline=None)
 @given(CALLING, TEXT, JSON)
 def test_a_tool_call_is_read_back_as_it_was(action: Action, thought: str, output: Any) -> None:
     round_trips(Turn.call(action, thought, output))
 
 
+@settings(deadline=None)
 @given(CALLING, TEXT)
 def test_a_pending_call_is_read_back_as_it_was(action: Action, thought: str) -> None:
     round_trips(Turn(role="assistant", action=action, thought=thought))

@@ -119,7 +119,7 @@ def random_sequence(rng: random.Random, facts: RecordFacts) -> str:
     """A walk of one to six user turns that calls each tool at most once."""
     moves = ""
     for _ in range(rng.choice((1, 2, 3, 3, 4, 4, 5, 5, 6))):
-        options = {"F": 4.0, "N": 2.0, "Y": 0.25, "K": 0.12}
+        options = {"F": 4.0, "N": 2.0, "Y": 0.25}
         if not set("CBD") & set(moves):
             options |= {"C": 5.0, "D": 0.5 if facts.can_explain else 0.0}
             options["B"] = 0.0 if set("MX") & set(moves) else 0.9

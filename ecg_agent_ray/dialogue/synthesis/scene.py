@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -90,8 +91,11 @@ class Scene:
         """What a user calls a measured value."""
         return self.bank.fill(self.rng, _LEXICON_NAME[key], {})
 
-    def condition_name(self, condition: Condition) -> str:
-        return self.rng.choice(condition.names)
+    def condition_slots(self, condition: Condition) -> dict[str, str]:
+        """A name of the condition: as it is, ``bare`` of its article, and with a capital."""
+        name = self.rng.choice(condition.names)
+        bare = re.sub(r"^(a|an) ", "", name)
+        return {"condition": name, "bare": bare, "condition_cap": capital(name)}
 
     def value_slots(self, key: str) -> dict[str, str]:
         """Slots of an answer about one value that was measured."""

@@ -205,7 +205,7 @@ def _finding(scene: Scene) -> None:
     slots = _finding_slots(scene, code)
     spoken = scene.rng.choice((slots["finding"], slots["finding"], code))
     # "that" would mean something else where the talk has moved on
-    named = scene.focus is None or scene.chance(0.5)
+    named = scene.focus is None or scene.focus.kind != "finding" or scene.chance(0.5)
     kind = "finding_named" if named else "finding_meaning"
     _ask(scene, kind, finding=spoken)
     scene.focus = Focus("finding", code)
@@ -236,19 +236,18 @@ def _confidence(scene: Scene) -> None:
 def _reask_finding(scene: Scene) -> None:
     """A condition is asked about and the classification is there already: no second call."""
     condition = pick_condition(scene)
-    name = scene.condition_name(condition)
+    slots = scene.condition_slots(condition)
     if scene.chance(0.5):
-        _ask(scene, "reask_finding", condition=name)
+        _ask(scene, "reask_finding", **slots)
     else:
-        scene.say(before(scene, ""), scene.draw("user.classify.specific", condition=name))
+        scene.say(before(scene, ""), scene.draw("user.classify.specific", **slots))
     hits = [item for item in scene.facts.findings if item.code in condition.codes]
     _reply(
         scene,
         "reask_finding.yes" if hits else "reask_finding.no",
         "reask_finding",
         {
-            "condition": name,
-            "condition_cap": capital(name),
+            **slots,
             "hit": joined([item.shown for item in hits]),
             "findings": findings_list(scene) or "none above the threshold",
         },

@@ -142,13 +142,13 @@ def classify(scene: Scene) -> None:
     """A request for findings, in one of the ways that people have of making it."""
     kind = scene.choose(CLASSIFY_WEIGHTS[scene.topic])
     condition = pick_condition(scene) if kind == "specific" else None
-    values = {} if condition is None else {"condition": scene.condition_name(condition)}
+    values = {} if condition is None else scene.condition_slots(condition)
     request = scene.draw(f"user.classify.{kind}", **values)
     lead_in = "" if kind in ("symptom", "general") else f"user.context.{scene.topic}"
     scene.say(before(scene, lead_in), request, tail(scene))
     _call_classification(scene, kind, values)
     if condition is not None:
-        _answer_specific(scene, condition, values["condition"])
+        _answer_specific(scene, condition, values)
     elif kind == "rhythm" and scene.facts.findings:
         _answer(scene, *_rhythm_sentences(scene))
     else:
@@ -201,8 +201,7 @@ def _call_classification(scene: Scene, kind: str, values: dict[str, str], pool: 
             pool += f".{kind}"
         elif scene.measured:
             pool += ".more"
-    caps = {f"{name}_cap": capital(value) for name, value in values.items()}
-    thought = scene.draw(pool, **values, **caps)
+    thought = scene.draw(pool, **values)
     scene.call(Action.CALL_CLASSIFICATION, thought, list(scene.facts.classification))
 
 
@@ -230,10 +229,9 @@ def _rhythm_sentences(scene: Scene) -> list[str]:
     return sentences
 
 
-def _answer_specific(scene: Scene, condition: Condition, name: str) -> None:
+def _answer_specific(scene: Scene, condition: Condition, slots: dict[str, str]) -> None:
     hits = [item for item in scene.facts.findings if item.code in condition.codes]
     rest = [item for item in scene.facts.findings[:_MOST_LISTED] if item not in hits]
-    slots = {"condition": name, "condition_cap": capital(name)}
     if hits:
         hit = joined([item.shown for item in hits])
         sentences = [scene.draw("answer.specific.yes", hit=hit)]
@@ -265,12 +263,12 @@ def both(scene: Scene) -> None:
     values = {
         "value": scene.user_name(key),
         "hr": scene.user_name("heart_rate"),
-        "condition": scene.condition_name(condition),
+        **scene.condition_slots(condition),
     }
     request = scene.draw("user.both", **values)
     scene.say(before(scene, f"user.context.{scene.topic}"), request)
-    named = {key: values["value"], "heart_rate": values["hr"]}
-    asked = [name for name, word in named.items() if word in request] or list(QUANTITIES)
+    named = [(key, values["value"]), ("heart_rate", values["hr"])]
+    asked = [name for name, word in named if word in request][:1] or list(QUANTITIES)
     _call_classification(scene, "both", {}, "thought.both.first")
     _call_measurement(scene, asked, "thought.both.second")
     absent = [name for name in asked if name in scene.facts.missing_keys]
@@ -324,7 +322,7 @@ def classify_and_explain(scene: Scene) -> None:
         (item for item in CONDITIONS if scene.facts.findings[0].code in item.codes),
         pick_condition(scene),
     )
-    values = {"condition": scene.condition_name(condition)}
+    values = scene.condition_slots(condition)
     scene.say(before(scene, f"user.context.{scene.topic}"),
               scene.draw("user.classify_explain", **values), tail(scene))  # fmt: skip
     _call_classification(scene, "explain", {})
