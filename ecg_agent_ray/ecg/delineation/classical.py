@@ -7,13 +7,13 @@ out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.delineation.waves import p_waves, qrs_waves, t_waves
+from ecg_agent_ray.ecg.delineation.waves import PWave, QrsWave, p_waves, qrs_waves, t_waves
 from ecg_agent_ray.ecg.filters import band, fill_gaps
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ _ALIGN_S = 0.04
 _SHORTEST_RR_S = 0.2
 _LONGEST_QTC_S = 0.64
 _LONGEST_PR_S = 0.42
+_P_MARGIN_S = 0.05
 # a P wave is there where single beats follow their average so well, and it is so high; in an
 # irregular rhythm, where fibrillatory waves imitate P waves, both must be clearer
-_P_CORRELATION, _P_SMALLEST_MV, _P_SHARE_OF_QRS = 0.45, 0.0065, 0.010
-_IRREGULAR, _P_CORRELATION_IRREGULAR, _P_SMALLEST_IRREGULAR_MV = 0.12, 0.72, 0.03
-_CHAOTIC, _P_CORRELATION_CHAOTIC = 0.25, 0.93
+_P_CORRELATION, _P_SMALLEST_MV, _P_SHARE_OF_QRS = 0.80, 0.0065, 0.010
+_IRREGULAR, _P_CORRELATION_IRREGULAR, _P_SMALLEST_IRREGULAR_MV = 0.12, 0.87, 0.03
+_CHAOTIC, _P_CORRELATION_CHAOTIC = 0.25, 0.97
+
+
+Wave = TypeVar("Wave", PWave, QrsWave)
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,13 @@ def delineate(
     p_rows = _averaged(raw_p, weights)
     earliest = _earliest_p(t.offset, anchors, before, rr_before, rate)
     p = p_waves(p_rows, qrs, earliest, rate)
-    evidence, present = _p_evidence(
-        raw_p, p_rows, qrs_rows, earliest, qrs.onset, p.height, _irregularity(anchors)
+    common = _dominant(raw_qrs, before, rate)
+    evidence = _p_evidence(
+        raw_p[common], p_rows[common], _only(p, common), _only(qrs, common), rate
     )
+    height = float(np.median(np.abs(p.height[common])))
+    span = float(np.median(np.ptp(qrs_rows[common], axis=1)))
+    present = _is_p(evidence, height, span, _irregularity(anchors, common))
     columns = {
         "p_onset": np.where(present, p.onset, -1),
         "p_peak": np.where(present, p.peak, -1),
@@ -138,11 +146,16 @@ def _cut(
     return windows[anchors].copy()
 
 
-def _likeness(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> csr_array:
-    """Row-stochastic weights (beats, beats): each beat with up to 12 nearby ones of its shape."""
+def _shapes(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> npt.NDArray[np.float64]:
+    """The QRS of each row, centred and of length one, so that a product of two is a correlation."""
     shape = rows[:, anchor - round(0.12 * rate) : anchor + round(0.16 * rate)]
     shape = shape - shape.mean(axis=1, keepdims=True)
-    shape = shape / (np.linalg.norm(shape, axis=1, keepdims=True) + 1e-9)
+    return np.asarray(shape / (np.linalg.norm(shape, axis=1, keepdims=True) + 1e-9))
+
+
+def _likeness(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> csr_array:
+    """Row-stochastic weights (beats, beats): each beat with up to 12 nearby ones of its shape."""
+    shape = _shapes(rows, anchor, rate)
     from scipy.sparse import csr_array
 
     n = len(rows)
@@ -157,6 +170,11 @@ def _likeness(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> csr_ar
         columns_of += nearest.tolist()
         values += [1.0 / nearest.size] * nearest.size
     return csr_array((values, (rows_of, columns_of)), shape=(n, n))
+
+
+def _only(wave: Wave, rows: npt.NDArray[np.bool_]) -> Wave:
+    """The wave of these rows."""
+    return replace(wave, **{f.name: getattr(wave, f.name)[rows] for f in fields(wave)})
 
 
 def _averaged(rows: npt.NDArray[np.float64], weights: csr_array) -> npt.NDArray[np.float64]:
@@ -192,37 +210,65 @@ def _earliest_p(
 def _p_evidence(
     raw: npt.NDArray[np.float64],
     averaged: npt.NDArray[np.float64],
-    qrs_rows: npt.NDArray[np.float64],
-    earliest: npt.NDArray[np.intp],
-    onset: npt.NDArray[np.intp],
-    height: npt.NDArray[np.float64],
-    irregularity: float,
-) -> tuple[float, bool]:
-    """Whether the beats share a P wave: how well single beats follow the average before the QRS."""
-    columns = np.arange(raw.shape[1])[np.newaxis]
-    inside = (columns >= earliest[:, None]) & (columns < onset[:, None])
+    p: PWave,
+    qrs: QrsWave,
+    rate: float,
+) -> float:
+    """How well single beats follow their average around its P wave: median correlation.
+
+    The window runs from 50 ms before the P wave's onset to 50 ms behind its offset, at most to QRS;
+    a straight line is taken off, so that the slope of a T wave or of the baseline is no likeness.
+    """
+    margin = round(_P_MARGIN_S * rate)
+    columns = np.arange(raw.shape[1], dtype=np.float64)[np.newaxis]
+    begin = np.maximum(p.onset - margin, 0)[:, None]
+    end = np.minimum(p.offset + margin, qrs.onset)[:, None]
+    inside = (columns >= begin) & (columns <= end) & (p.peak >= 0)[:, None]
+    one, mean = _detrended(raw, columns, inside), _detrended(averaged, columns, inside)
+    norm = np.linalg.norm(one, axis=1) * np.linalg.norm(mean, axis=1)
+    seen = norm > 1e-9
+    if not seen.any():
+        return 0.0
+    return float(np.median(np.sum(one[seen] * mean[seen], axis=1) / norm[seen]))
+
+
+def _detrended(
+    rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Each row less its least-squares line inside the mask, 0 outside."""
     count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
+    x = np.where(inside, columns - (columns * inside).sum(axis=1, keepdims=True) / count, 0.0)
+    y = np.where(inside, rows - (rows * inside).sum(axis=1, keepdims=True) / count, 0.0)
+    slope = (x * y).sum(axis=1, keepdims=True) / np.maximum(
+        (x * x).sum(axis=1, keepdims=True), 1e-9
+    )
+    return np.asarray(np.where(inside, y - slope * x, 0.0), dtype=np.float64)
 
-    def centred(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        mean = np.sum(np.where(inside, rows, 0.0), axis=1, keepdims=True) / count
-        return np.where(inside, rows - mean, 0.0)
 
-    one, mean = centred(raw), centred(averaged)
-    norm = np.linalg.norm(one, axis=1) * np.linalg.norm(mean, axis=1) + 1e-12
-    correlation = float(np.median(np.sum(one * mean, axis=1) / norm))
-    size = float(np.median(np.abs(height)))
-    span = float(np.median(np.ptp(qrs_rows, axis=1)))
-    needed, smallest = _P_CORRELATION, max(_P_SMALLEST_MV, _P_SHARE_OF_QRS * span)
+def _is_p(evidence: float, height: float, qrs_span: float, irregularity: float) -> bool:
+    needed, smallest = _P_CORRELATION, max(_P_SMALLEST_MV, _P_SHARE_OF_QRS * qrs_span)
     if irregularity > _IRREGULAR:
         needed, smallest = _P_CORRELATION_IRREGULAR, max(smallest, _P_SMALLEST_IRREGULAR_MV)
     if irregularity > _CHAOTIC:
         needed = _P_CORRELATION_CHAOTIC
-    return correlation, correlation >= needed and size >= smallest
+    return evidence >= needed and height >= smallest
 
 
-def _irregularity(anchors: npt.NDArray[np.intp]) -> float:
-    """Median change of RR from beat to beat as a share of the median RR."""
-    rr = np.diff(anchors)
+def _dominant(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> npt.NDArray[np.bool_]:
+    """Beats of the commonest shape: those like the beat that most others are like."""
+    shape = _shapes(rows, anchor, rate)
+    some = shape[:: max(1, len(shape) // 200)]
+    like = some @ shape.T >= _ALIKE
+    return np.asarray(like[np.argmax(like.sum(axis=1))])
+
+
+def _irregularity(anchors: npt.NDArray[np.intp], dominant: npt.NDArray[np.bool_]) -> float:
+    """Median change of RR from beat to beat as a share of the median RR.
+
+    Only intervals between two beats of the common shape count, so that premature beats and the
+    pauses behind them do not make a regular rhythm irregular.
+    """
+    rr = np.diff(anchors)[dominant[1:] & dominant[:-1]]
     if rr.size < 3:
         return 0.0
     return float(np.median(np.abs(np.diff(rr))) / np.median(rr))

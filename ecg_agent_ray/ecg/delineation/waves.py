@@ -22,7 +22,8 @@ FloatRows = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
 # shares of the steepest slope, and how long the slope must stay below them
-_QRS_ONSET_SHARE, _QRS_OFFSET_SHARE = 0.03, 0.055
+_QRS_ONSET_SHARES, _QRS_OFFSET_SHARES = (0.03, 0.07), (0.055, 0.11)
+_QRS_CREEP_S = 0.022
 _QUIET_ONSET_S, _QUIET_OFFSET_S = 0.012, 0.014
 _QRS_SEARCH_S = (0.14, 0.17)
 _SLOPE_SMOOTHING_S = 0.014
@@ -30,7 +31,7 @@ _SLOPE_SMOOTHING_S = 0.014
 _T_PLACE, _T_SPREAD, _T_SCALE_S = 0.32, 0.10, 0.09
 _P_PLACE_S, _P_SPREAD_S, _P_SCALE_S = 0.11, 0.11, 0.045
 _SLOWEST_RR_S = 1.5
-_T_REACH_S, _T_REFERENCE_S = 0.15, 0.11
+_T_REACH_S, _T_REFERENCE_S = 0.15, 0.10
 _P_REACH_S, _P_SLOPE_S, _P_OFFSET_REACH_S = 0.068, 0.06, 0.06
 
 
@@ -69,16 +70,23 @@ def qrs_waves(rows: FloatRows, anchor: int, rate: float) -> QrsWave:
     inside = (columns >= first) & (columns <= last)
     start = np.argmax(high & inside, axis=1)
     end = rows.shape[1] - 1 - np.argmax((high & inside)[:, ::-1], axis=1)
-    quiet = slope < np.maximum(_QRS_ONSET_SHARE * steepest, 1.5 * noise)
-    onset = _last_quiet(quiet, start, first, round(_QUIET_ONSET_S * rate))
-    quiet = slope < np.maximum(_QRS_OFFSET_SHARE * steepest, 1.5 * noise)
-    flipped = _last_quiet(
-        quiet[:, ::-1],
-        rows.shape[1] - 1 - end,
-        rows.shape[1] - 1 - min(last + round(0.06 * rate), rows.shape[1] - 1),
-        round(_QUIET_OFFSET_S * rate),
-    )
-    offset = rows.shape[1] - 1 - flipped
+    onsets, offsets = [], []
+    for onset_share, offset_share in zip(_QRS_ONSET_SHARES, _QRS_OFFSET_SHARES, strict=True):
+        quiet = slope < np.maximum(onset_share * steepest, 1.5 * noise)
+        onsets.append(_last_quiet(quiet, start, first, round(_QUIET_ONSET_S * rate)))
+        quiet = slope < np.maximum(offset_share * steepest, 1.5 * noise)
+        turned = rows.shape[1] - 1
+        flipped = _last_quiet(
+            quiet[:, ::-1],
+            turned - end,
+            turned - min(last + round(0.06 * rate), turned),
+            round(_QUIET_OFFSET_S * rate),
+        )
+        offsets.append(turned - flipped)
+    # where the finer share reaches much further out, it followed the slope of P, ST or T
+    limit = round(_QRS_CREEP_S * rate)
+    onset = np.where(onsets[1] - onsets[0] > limit, onsets[1], onsets[0])
+    offset = np.where(offsets[0] - offsets[1] > limit, offsets[1], offsets[0])
     return QrsWave(onset, _r_peak(rows, onset, offset), offset)
 
 
