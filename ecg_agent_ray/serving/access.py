@@ -19,7 +19,7 @@ from ecg_agent_ray.serving.config import ServiceConfig
 from ecg_agent_ray.serving.metrics import ServiceMetrics
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 
-__all__ = ["OwnedEcg", "Reader", "Services", "Talker", "owned_ecg", "services_of"]
+__all__ = ["AnyCaller", "OwnedEcg", "Reader", "Services", "Talker", "owned_ecg", "services_of"]
 
 _audit = logging.getLogger("ecg_agent_ray.audit")
 
@@ -98,11 +98,11 @@ def services_of(request: Request) -> Services:
     return services
 
 
-def _requires(scope: str) -> Callable[[Request], Awaitable[Caller]]:
+def _requires(scope: str | None) -> Callable[[Request], Awaitable[Caller]]:
     async def dependency(request: Request) -> Caller:
         services = services_of(request)
         caller = services.caller(request.headers.get("authorization", ""))
-        if not caller.may(scope):
+        if scope is not None and not caller.may(scope):
             raise HTTPException(403, f"this token lacks the scope {scope!r}")
         wait = services.limiter.seconds_to_wait(caller.name)
         if wait:
@@ -113,6 +113,9 @@ def _requires(scope: str) -> Callable[[Request], Awaitable[Caller]]:
 
     return dependency
 
+
+AnyCaller = Annotated[Caller, Depends(_requires(None))]
+"""Whoever has a valid token."""
 
 Reader = Annotated[Caller, Depends(_requires("read"))]
 """A caller with the scope ``read``."""

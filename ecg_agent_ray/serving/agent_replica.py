@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ecg_agent_ray.errors import ModelNotFoundError
 from ecg_agent_ray.serving.config import ServiceConfig
 from ecg_agent_ray.serving.handles import HandleToolbox
+from ecg_agent_ray.serving.logs import configure_replica_logs
 from ecg_agent_ray.serving.models import AGENT_NAME, LoadedPart, choose_model
 
 __all__ = ["AgentReplica"]
@@ -27,6 +28,7 @@ class AgentReplica:
         measurement: DeploymentHandle,
         classification: DeploymentHandle,
     ) -> None:
+        configure_replica_logs()
         self._config = config
         self._measurement = measurement
         self._classification = classification

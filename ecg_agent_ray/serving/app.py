@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ecg_agent_ray import __version__
 from ecg_agent_ray.serving import routes_chat, routes_ecgs
-from ecg_agent_ray.serving.access import Reader, Services, services_of
+from ecg_agent_ray.serving.access import AnyCaller, Services, services_of
 from ecg_agent_ray.serving.middleware import BodyLimit, LocalOnly, RequestContext
 from ecg_agent_ray.serving.problems import (
     PROBLEM_MEDIA_TYPE,
@@ -102,7 +102,7 @@ async def _expire_forever(services: Services) -> None:
 
 def _add_service_routes(app: FastAPI) -> None:
     @app.get("/v1/models", tags=["Chat"])
-    async def models(request: Request, _: Reader) -> dict[str, Any]:
+    async def models(request: Request, _: AnyCaller) -> dict[str, Any]:
         """The agents that answer, in OpenAI's form, and what each is made of."""
         status = await services_of(request).backend.status()
         agent = status["agent"]

@@ -11,7 +11,6 @@ within a dialogue. The ingress reads descriptions from the ECG store itself.
 
 # no `from __future__ import annotations`: Serve looks at the builder's annotation as a class
 
-import logging
 from typing import Any
 
 from ray import serve
@@ -48,9 +47,10 @@ class Ingress:
         from ecg_agent_ray.serving.app import create_app
         from ecg_agent_ray.serving.auth import TokenFile
         from ecg_agent_ray.serving.handles import HandleBackend
+        from ecg_agent_ray.serving.logs import configure_replica_logs
         from ecg_agent_ray.serving.store import EcgStore
 
-        logging.getLogger("ecg_agent_ray").setLevel(logging.INFO)
+        configure_replica_logs()
         config = self._config
         assert config.store is not None, "build_app resolves the configuration"
         services = Services(

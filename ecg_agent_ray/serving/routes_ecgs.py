@@ -96,7 +96,9 @@ async def add_sample(record_id: str, request: Request, caller: Reader) -> dict[s
     known = {path.stem for path in await run_in_threadpool(ecg.samples)}
     if record_id not in known:
         raise HTTPException(404, "there is no sample record of this name")
-    meta = await services_of(request).backend.add_sample(record_id, caller.name)
+    services = services_of(request)
+    meta = await services.backend.add_sample(record_id, caller.name)
+    services.audit(request, caller, meta.id)
     return meta.public()
 
 

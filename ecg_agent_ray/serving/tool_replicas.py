@@ -13,6 +13,7 @@ from ecg_agent_ray import ecg
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import RecordingError
 from ecg_agent_ray.serving.config import ServiceConfig
+from ecg_agent_ray.serving.logs import configure_replica_logs
 from ecg_agent_ray.serving.models import LoadedPart, choose_model
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 from ecg_agent_ray.serving.uploads import read_upload
@@ -24,6 +25,7 @@ class _Replica:
     """What both have: the configuration and the store."""
 
     def __init__(self, config: ServiceConfig) -> None:
+        configure_replica_logs()
         self.config = config
         if config.store is None:
             raise ValueError("the configuration must be resolved before it reaches a replica")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import openai
@@ -177,3 +178,25 @@ def test_text_parts_and_system_messages_are_taken(client: openai.OpenAI) -> None
         max_tokens=20,
     )
     assert answer.choices[0].message.content
+
+
+def test_an_abandoned_stream_is_not_generated_on(
+    service: Any, client: openai.OpenAI, ecg_id: str
+) -> None:
+    started = time.perf_counter()
+    ask(client, ecg_id, "Measure it.")
+    alone = time.perf_counter() - started
+    body = {
+        "model": "ecg-agent",
+        "messages": [{"role": "user", "content": "Measure it."}],
+        "stream": True,
+        "ecg_agent": {"ecg_id": ecg_id},
+    }
+    abandoned = 32
+    with service.client() as http:
+        for _ in range(abandoned):
+            with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                assert next(answer.iter_lines()).startswith("data: ")
+    started = time.perf_counter()
+    ask(client, ecg_id, "Measure it.")
+    assert time.perf_counter() - started < 0.5 * abandoned * alone
