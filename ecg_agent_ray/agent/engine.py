@@ -56,13 +56,15 @@ class Usage:
     """Tokens and seconds of one or more generations.
 
     ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` the part whose keys and values
-    were reused, ``forced_tokens`` the generated tokens that the grammar left no choice about.
+    were reused, ``forced_tokens`` the generated tokens that the grammar left no choice about, and
+    ``forwards`` how often the model was run.
     """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
     forced_tokens: int = 0
+    forwards: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     generations: int = 0

@@ -1,8 +1,9 @@
 """Generation with transformers, on CPU or GPU: any causal model with a chat template, any adapter.
 
 Covers: grammar-constrained output, text that the grammar forces without asking the model for it,
-keys and values of earlier prompts reused, an adapter merged into the weights in memory. Does not
-cover: batches of several dialogues, quantised weights.
+keys and values of earlier prompts reused, tokens guessed from earlier text and checked several at
+once, an adapter merged into the weights in memory. Does not cover: batches of several dialogues,
+quantised weights.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import xgrammar
 
 from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import ChatFormat
+from ecg_agent_ray.agent.drafts import DraftMemory, PromptDrafts
 from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
 from ecg_agent_ray.agent.grammar import CONTENT_MARKER, message_grammar
-from ecg_agent_ray.agent.prefix_cache import PrefixCache
+from ecg_agent_ray.agent.prefix_cache import PrefixCache, new_cache
 from ecg_agent_ray.errors import CheckpointError, InputError
 
 __all__ = ["TransformersEngine", "choose_device", "choose_dtype"]
@@ -71,6 +73,9 @@ class TransformersEngine:
         torch names; None chooses (see :func:`choose_device`, :func:`choose_dtype`).
     cache_entries, cache_tokens
         Bounds of the store of keys and values; 0 entries turns it off.
+    draft_tokens
+        Tokens guessed per forward in greedy generation (see :mod:`~ecg_agent_ray.agent.drafts`);
+        0 turns it off.
 
     Raises
     ------
@@ -90,6 +95,7 @@ class TransformersEngine:
         dtype: str | None = None,
         cache_entries: int = 8,
         cache_tokens: int = 32_768,
+        draft_tokens: int = 7,
         name: str | None = None,
     ) -> None:
         self.device = choose_device(device)
@@ -113,6 +119,8 @@ class TransformersEngine:
         text_config = model.config.get_text_config(decoder=True)
         self.context_tokens: int | None = getattr(text_config, "max_position_embeddings", None)
         self._prefixes = PrefixCache(model.config, entries=cache_entries, max_tokens=cache_tokens)
+        croppable = all(layer.is_croppable for layer in new_cache(model.config).layers)
+        self._drafts = DraftMemory(draft_tokens) if draft_tokens and croppable else None
         # forwards of several threads would only slow one another down
         self._forward_lock = threading.Lock()
         self._end_ids = _end_ids(self.format, model)
@@ -144,14 +152,17 @@ class TransformersEngine:
         generation.pieces = _Decoding(self, prompt, matcher, request, generation).pieces()
         return generation
 
-    def forward(self, cache: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Logits (vocabulary,) in fp32 on the CPU after ``tokens``, which ``cache`` then holds."""
+    def forward(self, cache: Any, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
+        """Logits (keep, vocabulary) in fp32 on the CPU after each of the last ``keep`` tokens.
+
+        ``cache`` then holds ``tokens`` too.
+        """
         with self._forward_lock, torch.inference_mode():
             ids = torch.tensor([list(tokens)], device=self.device)
             output = self._model(
-                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep
             )
-            logits: torch.Tensor = output.logits[0, -1].float().cpu()
+            logits: torch.Tensor = output.logits[0].float().cpu()
         return logits.clone()  # an inference tensor could not be masked in place
 
     def clear_cache(self) -> None:
@@ -160,7 +171,7 @@ class TransformersEngine:
 
 
 class _Decoding:
-    """One message being generated: its tokens, how many are encoded, its grammar state."""
+    """One message being generated: its tokens, which of them are encoded, its grammar state."""
 
     def __init__(
         self,
@@ -172,17 +183,26 @@ class _Decoding:
     ) -> None:
         self.engine, self.matcher, self.request = engine, matcher, request
         self.generation, self.usage = generation, generation.usage
-        self.prompt = prompt
-        self.out: list[int] = []
-        self.cached = 0  # tokens of prompt + out whose keys and values are in the cache
+        self.tokens = list(prompt)  # the prompt and what was written after it
+        self.start = len(prompt)
+        self.encoded: list[int] = []  # what the cache holds; may run ahead with a wrong guess
+        self.rows: torch.Tensor | None = None  # logits of the last forward ...
+        self.rows_from = 0  # ... the first of them after this many tokens of ``encoded``
         self.bitmask = xgrammar.allocate_token_bitmask(*engine._bitmask_shape)
+        greedy = request.temperature <= 0
+        self.memory = engine._drafts if greedy else None
+        self.prompt_drafts = PromptDrafts(prompt, self.memory.length) if self.memory else None
         self.generator = None
-        if request.temperature > 0 and request.seed is not None:
+        if not greedy and request.seed is not None:
             self.generator = torch.Generator().manual_seed(request.seed)
 
+    @property
+    def out(self) -> list[int]:
+        return self.tokens[self.start :]
+
     def pieces(self) -> Iterator[str]:
-        self.cache, self.cached = self.engine._prefixes.take(self.prompt)
-        self.usage.cached_tokens = self.cached
+        self.cache, self.usage.cached_tokens = self.engine._prefixes.take(self.tokens)
+        self.encoded = self.tokens[: self.usage.cached_tokens]
         sent = len(self.request.prefix)
         try:
             while True:
@@ -197,11 +217,14 @@ class _Decoding:
                     return
                 token = self._choose(self._logits())
                 if token in self.engine._end_ids:
+                    self.tokens.append(token)  # what the next prompt goes on with
                     return
                 self._accept(token)
         finally:
-            known = (self.prompt + self.out)[: self.cached]
-            self.engine._prefixes.put(known, self.cache)
+            if self.memory is not None:
+                self.memory.learn(self.tokens, self.start)
+            self._forget_wrong_guesses()
+            self.engine._prefixes.put(self.encoded, self.cache)
 
     def text(self) -> str:
         return str(
@@ -213,7 +236,7 @@ class _Decoding:
     def _accept(self, token: int) -> None:
         if not self.matcher.accept_token(token):
             raise InputError(f"token {token} breaks the grammar that allowed it")
-        self.out.append(token)
+        self.tokens.append(token)
         self.usage.completion_tokens += 1
 
     def _take_forced(self) -> None:
@@ -225,13 +248,13 @@ class _Decoding:
         forced = self.matcher.find_jump_forward_string()
         if not forced:
             return
-        encode = self.engine.format.ids
+        encode, out = self.engine.format.ids, self.out
         together = encode(self.text() + forced)
-        new = together[len(self.out) :] if together[: len(self.out)] == self.out else encode(forced)
+        new = together[len(out) :] if together[: len(out)] == out else encode(forced)
         for token in new[:-1]:
             if not self.matcher.accept_token(token):
                 return  # the model began a token that the forced text does not: let it go on
-            self.out.append(token)
+            self.tokens.append(token)
             self.usage.completion_tokens += 1
             self.usage.forced_tokens += 1
 
@@ -243,7 +266,7 @@ class _Decoding:
         if calls_tool and thought and "\n" in rest:
             return True
         spent = self.usage.completion_tokens
-        if not in_thought or len(rest.strip()) == 0:
+        if not in_thought or not rest.strip():
             if spent >= self.request.max_tokens and CONTENT_MARKER in text:
                 self.generation.finish_reason = "length"
                 return True
@@ -256,34 +279,56 @@ class _Decoding:
 
     def _close_thought(self, closing: str) -> None:
         """End the thought here; a character that is half written is taken back."""
-        tokens = self.engine.format.ids(closing)
-        while not self.matcher.accept_token(tokens[0]):
+        first, *others = self.engine.format.ids(closing)
+        while not self.matcher.accept_token(first):
             self.matcher.rollback(1)
-            self.out.pop()
-        self.out.append(tokens[0])
-        for token in tokens[1:]:
+            self.tokens.pop()
+        self.tokens.append(first)
+        for token in others:
             if not self.matcher.accept_token(token):
                 break
-            self.out.append(token)
-        self.usage.completion_tokens += len(tokens)
-        self.usage.forced_tokens += len(tokens)
-        if self.cached > len(self.prompt) + len(self.out) - len(tokens):
-            surplus = self.cached - (len(self.prompt) + len(self.out) - len(tokens))
-            self.cache.crop(-surplus)
-            self.cached -= surplus
+            self.tokens.append(token)
+        self.usage.completion_tokens += 1 + len(others)
+        self.usage.forced_tokens += 1 + len(others)
 
     def _logits(self) -> torch.Tensor:
+        """Logits (vocabulary,) after the tokens so far: checked already, or of a new forward."""
+        ahead = len(self.tokens) - self.rows_from
+        if (
+            self.rows is not None
+            and 0 <= ahead < len(self.rows)
+            and self.encoded[self.rows_from : len(self.tokens)] == self.tokens[self.rows_from :]
+        ):
+            return self.rows[ahead]
         started = time.perf_counter()
-        first = self.usage.prefill_s == 0.0
-        tokens = (self.prompt + self.out)[self.cached :]
-        logits = self.engine.forward(self.cache, tokens)
-        self.cached += len(tokens)
+        self._forget_wrong_guesses()
+        guess = self._guess()
+        new = [*self.tokens[len(self.encoded) :], *guess]
+        self.rows = self.engine.forward(self.cache, new, keep=len(guess) + 1)
+        self.rows_from = len(self.tokens)
+        first = not self.usage.forwards
+        self.encoded += new
+        self.usage.forwards += 1
         elapsed = time.perf_counter() - started
         if first:
             self.usage.prefill_s += elapsed
         else:
             self.usage.decode_s += elapsed
-        return logits
+        return self.rows[0]
+
+    def _guess(self) -> list[int]:
+        if self.memory is None or self.prompt_drafts is None:
+            return []
+        return self.memory.guess(self.tokens) or self.prompt_drafts.guess(self.tokens)
+
+    def _forget_wrong_guesses(self) -> None:
+        """Cut the cache back to the tokens that were really taken."""
+        right = min(len(self.encoded), len(self.tokens))
+        written = range(min(self.start, right), right)
+        right = next((i for i in written if self.encoded[i] != self.tokens[i]), right)
+        if surplus := len(self.encoded) - right:
+            self.cache.crop(-surplus)
+            del self.encoded[right:]
 
     def _choose(self, logits: torch.Tensor) -> int:
         logits[self.engine._never] = float("-inf")

@@ -90,6 +90,30 @@ def test_a_reused_prefix_gives_the_same_tokens(
     assert reused > 500
 
 
+def test_guessed_tokens_change_nothing_but_the_number_of_forwards(
+    tiny_tokenizer: Any, make_tiny_model: Callable[..., Any]
+) -> None:
+    guessing = TransformersEngine(make_tiny_model(), tokenizer=tiny_tokenizer)
+    plain = TransformersEngine(make_tiny_model(), tokenizer=tiny_tokenizer, draft_tokens=0)
+    forwards = {"guessing": 0, "plain": 0}
+    messages = ask("first question")
+    for number in range(6):
+        request = GenerationRequest(max_tokens=64)
+        one, other = guessing.generate(messages, request), plain.generate(messages, request)
+        text = one.text()
+        assert text == other.text()
+        assert one.usage.completion_tokens == other.usage.completion_tokens
+        forwards["guessing"] += one.usage.forwards
+        forwards["plain"] += other.usage.forwards
+        if number % 2:  # once more the same, once the dialogue goes on
+            messages = [
+                *messages,
+                {"role": "assistant", "content": text},
+                {"role": "user", "content": "question"},
+            ]
+    assert forwards["guessing"] < forwards["plain"] * 0.7
+
+
 def test_a_branch_does_not_disturb_the_other(
     tiny_tokenizer: Any, make_tiny_model: Callable[..., Any]
 ) -> None:
@@ -183,7 +207,7 @@ def test_an_adapter_is_merged(
         expected = adapted(torch.tensor([ids])).logits[0, -1]
     from ecg_agent_ray.agent.prefix_cache import new_cache
 
-    got = merged.forward(new_cache(merged._model.config), ids)
+    got = merged.forward(new_cache(merged._model.config), ids)[0]
     assert torch.allclose(got, expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError):
         TransformersEngine(make_tiny_model(), tmp_path, tokenizer=tiny_tokenizer)
