@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecg_agent_ray.classifier.beat_rhythm import BeatRhythmClassifier, BeatRhythmConfig
     from ecg_agent_ray.classifier.bundle import (
         BUILTIN,
         Calibration,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         read_labels,
     )
     from ecg_agent_ray.classifier.checkpoint import export_checkpoint, load_checkpoint
-    from ecg_agent_ray.classifier.compact import CompactECGClassifier, CompactECGConfig
     from ecg_agent_ray.classifier.labels import (
         LABEL_INFO,
         LABELS,
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BUILTIN": "bundle",
+    "BeatRhythmClassifier": "beat_rhythm",
+    "BeatRhythmConfig": "beat_rhythm",
     "Calibration": "bundle",
     "Classifier": "bundle",
     "ClassifierOutput": "model",
-    "CompactECGClassifier": "compact",
-    "CompactECGConfig": "compact",
     "ECGTransformerClassifier": "model",
     "ECGTransformerConfig": "model",
     "LABELS": "labels",
@@ -61,11 +61,11 @@ __all__ = [
     "LABELS",
     "LABEL_INFO",
     "LEAD_CONFIGURATIONS",
+    "BeatRhythmClassifier",
+    "BeatRhythmConfig",
     "Calibration",
     "Classifier",
     "ClassifierOutput",
-    "CompactECGClassifier",
-    "CompactECGConfig",
     "ECGTransformerClassifier",
     "ECGTransformerConfig",
     "classifier_metrics",

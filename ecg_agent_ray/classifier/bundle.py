@@ -265,25 +265,28 @@ def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
-    """A network with fresh weights: ``ecg_transformer`` or ``compact``.
+    """A network with fresh weights: ``ecg_transformer`` or ``beat_rhythm``.
 
     Raises
     ------
     ConfigError
         Unknown architecture, or sizes it does not have.
     """
+    from ecg_agent_ray.classifier.beat_rhythm import BeatRhythmClassifier, BeatRhythmConfig
     from ecg_agent_ray.classifier.compact import CompactECGClassifier, CompactECGConfig
     from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransformerConfig
 
     try:
         if architecture == "ecg_transformer":
             return ECGTransformerClassifier(ECGTransformerConfig.from_dict(dict(config)))
+        if architecture == "beat_rhythm":
+            return BeatRhythmClassifier(BeatRhythmConfig.from_dict(dict(config)))
         if architecture == "compact":
             return CompactECGClassifier(CompactECGConfig.from_dict(dict(config)))
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"sizes of the {architecture} network: {error}") from error
     raise ConfigError(
-        f"unknown classifier architecture {architecture!r}", hint="ecg_transformer or compact"
+        f"unknown classifier architecture {architecture!r}", hint="ecg_transformer or beat_rhythm"
     )
 
 

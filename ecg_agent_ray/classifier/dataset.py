@@ -138,7 +138,7 @@ def _read_manifest(path: Path) -> list[LabelledRecord]:
     table = path / "records.csv" if path.is_dir() else path
     return [
         LabelledRecord(
-            record_id=row["ecg_id"],
+            record_id=Path(row["filename"]).stem,
             patient_id=f"ptbxl-{_integer(row['patient_id'])}",
             path=table.parent / row["filename"],
             positives=_statements(row["scp_codes"]),

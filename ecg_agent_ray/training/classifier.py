@@ -11,7 +11,6 @@ store (see ``plugins.tracking``). The loop itself is ``training.classifier_loop`
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,8 +26,10 @@ from ecg_agent_ray.classifier.dataset import LabelledRecord, read_source
 from ecg_agent_ray.classifier.labels import LABELS, LEAD_CONFIGURATIONS
 from ecg_agent_ray.errors import ConfigError, TrainingError
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig, DataSource
+from ecg_agent_ray.training.classifier_loop import Progress, Split, train_loop
 from ecg_agent_ray.training.classifier_report import (
     calibrate,
+    drop_unlearned,
     evaluate_logits,
     write_report,
 )
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 SAMPLES = "samples:"
 HEADLINE = ("macro_auroc", "micro_auroc", "macro_auprc", "bce", "ece", "n_records")
 _DATA = (".dat", ".mat")
-Logits = dict[str, npt.NDArray[np.float64]]
+Logits = dict[str, list[npt.NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ class _Plan:
     output: Path
     storage: Path
     start: Path
-    folds: list[list[LabelledRecord]]
-    held_out: list[LabelledRecord]
+    splits: list[Split]
 
 
 def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResult:
@@ -139,7 +139,7 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
         logger.info("%d records of excluded patients left out", len(records) - len(kept))
     if not kept:
         raise ConfigError("no record is left to train on", hint="see exclude_patients_of")
-    held_out = [] if config.cross_validation_folds else _held_out(config, kept)
+    splits = _folds(config, kept) if config.cross_validation_folds else [_single(config, kept)]
     # beside the checkpoints, which every node can read
     storage = Path(config.storage or output / "checkpoints").resolve()
     classifier = _start_classifier(config, kept)
@@ -152,8 +152,7 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
         output=output,
         storage=storage,
         start=start,
-        folds=_folds(config, kept),
-        held_out=held_out,
+        splits=splits,
     )
 
 
@@ -233,18 +232,23 @@ def _set_head_to_prevalence(
         network.proj.bias.copy_(torch.logit(torch.from_numpy(share)))
 
 
-def _folds(
-    config: ClassifierFinetuneConfig, records: list[LabelledRecord]
-) -> list[list[LabelledRecord]]:
-    """Patient-grouped, of equal size as far as patients allow; same seed, same folds."""
+def _folds(config: ClassifierFinetuneConfig, records: Sequence[LabelledRecord]) -> list[Split]:
+    """Patient-grouped folds of about equal size, the same for the same seed; then all records."""
     count = config.cross_validation_folds
-    if not count:
-        return []
     patients = _shuffled_patients(records, config.validation.seed)
     if len(patients) < count:
         raise ConfigError(f"{len(patients)} patients cannot make {count} folds")
-    fold_of = {patient: index % count for index, patient in enumerate(patients)}
-    return [[r for r in records if fold_of[r.patient_id] == index] for index in range(count)]
+    splits = [
+        _split(f"fold-{index}", records, set(patients[index::count])) for index in range(count)
+    ]
+    return [*splits, _split("final", records, set())]
+
+
+def _split(name: str, records: Sequence[LabelledRecord], held_out: set[str]) -> Split:
+    """All records of the patients ``held_out`` are judged by, the others trained on."""
+    inside = [index for index, record in enumerate(records) if record.patient_id in held_out]
+    outside = sorted(set(range(len(records))) - set(inside))
+    return Split(name, tuple(outside), tuple(inside))
 
 
 def _shuffled_patients(records: Sequence[LabelledRecord], seed: int) -> list[str]:
@@ -253,9 +257,7 @@ def _shuffled_patients(records: Sequence[LabelledRecord], seed: int) -> list[str
     return patients
 
 
-def _held_out(
-    config: ClassifierFinetuneConfig, records: list[LabelledRecord]
-) -> list[LabelledRecord]:
+def _single(config: ClassifierFinetuneConfig, records: Sequence[LabelledRecord]) -> Split:
     wanted = config.validation.records
     if wanted is not None:
         unknown = set(wanted) - {record.record_id for record in records}
@@ -265,65 +267,50 @@ def _held_out(
     else:
         shuffled = _shuffled_patients(records, config.validation.seed)
         patients = set(shuffled[: round(len(shuffled) * config.validation.fraction)])
-    held = [record for record in records if record.patient_id in patients]
-    if len(held) == len(records):
+    split = _split("final", records, patients)
+    if not split.train:
         raise ConfigError("validation holds out every record")
-    return held
+    return split
 
 
 def _train(plan: _Plan, run: TrackedRun) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All Ray Train runs of the job; writes the classifier folder."""
+    """One Ray Train run over all splits; writes the classifier folder."""
     config = plan.config
-    fold_of: list[int] | None
-    if plan.folds:
-        parts: list[Logits] = []
-        for index, fold in enumerate(plan.folds):
-            held = {record.record_id for record in fold}
-            rest = [record for record in plan.records if record.record_id not in held]
-            folder, logits, _ = _fit(plan, f"fold-{index}", rest, fold, None)
-            parts.append(logits)
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        judged = [record for fold in plan.folds for record in fold]
-        fold_of = [index for index, fold in enumerate(plan.folds) for _ in fold]
-        logits = {leads: np.concatenate([p[leads] for p in parts]) for leads in parts[0]}
-        folder, _, history = _fit(plan, "final", plan.records, [], run)
-    else:
-        fold_of = None
-        judged = plan.held_out
-        held = {record.record_id for record in judged}
-        rest = [record for record in plan.records if record.record_id not in held]
-        folder, logits, history = _fit(plan, "final", rest, judged, run)
+    folder, progress = _fit(plan, run)
+    logits: Logits = {leads: [] for leads in plan.configurations}
+    judged: list[LabelledRecord] = []
+    fold_of: list[int] = []
+    for index, split in enumerate(plan.splits):
+        judged += [plan.records[i] for i in split.validation]
+        fold_of += [index] * len(split.validation)
+        for leads, values in progress.logits[split.name].items():
+            logits[leads].append(values.astype(np.float64))
+    joined = {leads: np.concatenate(parts) for leads, parts in logits.items()}
     classifier = load_classifier(folder)
     if config.calibrate:
-        calibrate(classifier, judged, logits, name=f"platt-cv{config.cross_validation_folds}")
-    metrics = evaluate_logits(classifier, judged, logits, fold_of=fold_of)
+        calibrate(classifier, judged, joined, name=f"platt-cv{config.cross_validation_folds}")
+    folds = fold_of if config.cross_validation_folds else None
+    metrics = evaluate_logits(classifier, judged, joined, fold_of=folds)
+    if config.drop_unlearned:
+        drop_unlearned(classifier, metrics)
+    history = progress.history
     write_report(classifier, plan.output / "classifier", config, metrics, history)
     return metrics, history
 
 
-def _fit(
-    plan: _Plan,
-    name: str,
-    train: list[LabelledRecord],
-    validation: list[LabelledRecord],
-    run: TrackedRun | None,
-) -> tuple[Path, Logits, list[dict[str, Any]]]:
-    """One Ray Train run: (folder of its chosen checkpoint, validation logits, metrics by epoch).
+def _fit(plan: _Plan, run: TrackedRun) -> tuple[Path, Progress]:
+    """Train all splits: (folder of the last split's chosen checkpoint, everything reported).
 
-    A run with validation records keeps its epoch of lowest validation loss, but a fold keeps its
-    last one: choosing by the records it is judged on would flatter it.
+    A single split keeps its epoch of lowest validation loss. With folds the last epoch is kept:
+    choosing by the records one is judged on would flatter.
     """
     import ray.train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from ecg_agent_ray.training.classifier_loop import VALIDATION_FILE, train_loop
-
     # mypy sees the signature of Ray Train V1 here
     run_config: Any = ray_train.RunConfig
     config, spread = plan.config, plan.config.distributed
-    # Ray Train continues a run of the same name; a job always starts a new one
-    run_name = f"{config.name}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    choose_best = bool(validation) and not plan.folds
+    choose_best = len(plan.splits) == 1 and bool(plan.splits[0].validation)
     order: dict[str, Any] = (
         {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
         if choose_best
@@ -334,8 +321,8 @@ def _fit(
         train_loop_config={
             "config": config.model_dump(),
             "start": str(plan.start),
-            "train": train,
-            "validation": validation,
+            "records": plan.records,
+            "splits": plan.splits,
             "configurations": list(plan.configurations),
         },
         torch_config=TorchConfig(backend=spread.backend),
@@ -345,27 +332,26 @@ def _fit(
             resources_per_worker={"CPU": spread.cpus_per_worker},
         ),
         run_config=run_config(
-            name=run_name,
+            # Ray Train continues a run of the same name; a job always starts a new one
+            name=f"{config.name}-{run.run_id}",
             storage_path=str(plan.storage),
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2, **order),
             failure_config=ray_train.FailureConfig(max_failures=spread.max_failures),
-            callbacks=[run.callback()] if run else None,
+            callbacks=[run.callback()],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spread.threads_per_worker)}},
         ),
     )
-    logger.info("%s: %d records to train on, %d held out", name, len(train), len(validation))
     try:
         result = trainer.fit()
     except Exception as error:
-        raise TrainingError(f"{name}: training failed: {error}") from error
-    checkpoint = (
-        result.get_best_checkpoint("validation_loss", "min") if choose_best else result.checkpoint
-    )
-    if checkpoint is None:
-        raise TrainingError(f"{name}: Ray Train ended without a checkpoint in {plan.storage}")
-    folder = Path(checkpoint.path)
-    with np.load(folder / VALIDATION_FILE, allow_pickle=False) as saved:
-        logits = {leads: saved[leads].astype(np.float64) for leads in saved.files}
-    frame = result.metrics_dataframe
-    history = [] if frame is None else frame.to_dict("records")
-    return folder, logits, history
+        raise TrainingError(f"{config.name}: training failed: {error}") from error
+    last = result.checkpoint
+    chosen = result.get_best_checkpoint("validation_loss", "min") if choose_best else last
+    if chosen is None or last is None:
+        raise TrainingError(f"Ray Train ended without a checkpoint in {plan.storage}")
+    folder = Path(chosen.path)
+    # logits of the chosen epoch, history up to the last one (Ray's result keeps metrics of kept
+    # checkpoints only)
+    progress = Progress.read(folder)
+    progress.history = Progress.read(Path(last.path)).history
+    return folder, progress

@@ -23,7 +23,7 @@ __all__ = [
 class NetworkConfig(StrictConfig):
     """A network to train from scratch."""
 
-    architecture: Literal["compact", "ecg_transformer"] = "compact"
+    architecture: Literal["beat_rhythm", "ecg_transformer"] = "beat_rhythm"
     sizes: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the architecture's config; rest is default."
     )
@@ -112,6 +112,11 @@ class ClassifierFinetuneConfig(StrictConfig):
     min_positives: int = Field(
         default=8, ge=1, description="Labels with fewer positives are not taught (not assessed)."
     )
+    drop_unlearned: bool = Field(
+        default=False,
+        description="Labels whose cross-validated AUROC may be chance (95 % interval reaching 0.5) "
+        "become not assessed in the final model.",
+    )
     leads: Literal["12-lead", "I", "II"] = Field(
         default="12-lead",
         description="12-lead keeps all configurations; I or II trains for that lead only.",
@@ -119,6 +124,12 @@ class ClassifierFinetuneConfig(StrictConfig):
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     optimizer: ClassifierOptimizer = Field(default_factory=ClassifierOptimizer)
     epochs: int = Field(default=3, ge=1)
+    report_every: int = Field(
+        default=1,
+        ge=1,
+        description="Epochs between reports (metrics and a checkpoint to resume from); a split's "
+        "last epoch is always reported.",
+    )
     batch_size: int = Field(default=8, ge=1, description="Global: of all workers together.")
     feature_grad_mult: float | None = Field(
         default=None,
@@ -139,6 +150,6 @@ class ClassifierFinetuneConfig(StrictConfig):
     def _calibration_needs_folds(self) -> Self:
         if self.cross_validation_folds == 1:
             raise ValueError("cross_validation_folds is 0 or at least 2")
-        if self.calibrate and not self.cross_validation_folds:
-            raise ValueError("calibrate needs cross_validation_folds of at least 2")
+        if (self.calibrate or self.drop_unlearned) and not self.cross_validation_folds:
+            raise ValueError("calibrate and drop_unlearned need cross_validation_folds >= 2")
         return self

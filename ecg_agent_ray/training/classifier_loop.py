@@ -18,6 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,17 @@ from ecg_agent_ray import ecg
 from ecg_agent_ray.classifier.augmentation import Augmentation, augment, mask_leads
 from ecg_agent_ray.classifier.bundle import Classifier, load_classifier
 from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix
-from ecg_agent_ray.classifier.labels import LEAD_CONFIGURATIONS, configuration_labels
+from ecg_agent_ray.classifier.labels import configuration_labels
 from ecg_agent_ray.classifier.metrics import classifier_metrics
 from ecg_agent_ray.classifier.preprocessing import prepare
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 
-__all__ = ["VALIDATION_FILE", "train_loop"]
+__all__ = ["Progress", "Split", "train_loop"]
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_FILE = "validation.npz"
+_VALIDATION_FILE = "validation.npz"
+_PROGRESS_FILE = "progress.json"
 _TRAINER_FILE = "trainer.pt"
 _CACHED_RECORDS = 4000
 """Below this many records (1 GB) the signals stay in memory; above they are read when used."""
@@ -66,74 +68,124 @@ class _Signals:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """Ray Train's entry. ``settings``: ``config`` (dict of :class:`ClassifierFinetuneConfig`),
-    ``start`` (folder of the classifier to train), ``train`` and ``validation`` records,
-    ``configurations`` to validate in."""
+    """Ray Train's entry.
+
+    ``settings``: ``config`` (dict of :class:`ClassifierFinetuneConfig`), ``start`` (folder of the
+    classifier each split begins with), ``records``, ``splits`` (a :class:`Split` each, trained one
+    after the other), ``configurations`` to validate in.
+    """
     import ray.train
     import ray.train.torch as ray_torch
 
     config = ClassifierFinetuneConfig.model_validate(settings["config"])
     torch.set_num_threads(config.distributed.threads_per_worker)
-    torch.manual_seed(config.seed)
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray_torch.get_device()
-    classifier = load_classifier(settings["start"])
-    run = _Run(config, classifier, settings["train"], settings["validation"], rank, world, device)
+    worker = _Worker(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
+    splits: list[Split] = settings["splits"]
+    signals = _Signals(settings["records"])
+    progress = Progress()
     resumed = ray.train.get_checkpoint()
     if resumed is not None:
         with resumed.as_directory() as directory:
-            run.restore(Path(directory))
-    network = ray_torch.prepare_model(run.network) if world > 1 else run.network
-    if rank == 0:
-        run.announce()
-    for epoch in range(run.epoch, config.epochs):
-        started = time.perf_counter()
-        losses = run.train_epoch(network, epoch)
-        seconds = time.perf_counter() - started
-        metrics: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "global_step": (epoch + 1) * run.steps_per_epoch,
-            "train_loss": float(np.mean(losses)),
-            "lr": run.schedule.get_last_lr()[0],
-            "records_per_s": len(run.train) / seconds,
+            progress = Progress.read(Path(directory))
+    for index in range(progress.split, len(splits)):
+        torch.manual_seed(config.seed)
+        run = _Run(config, load_classifier(settings["start"]), signals, splits[index], worker)
+        if resumed is not None and index == progress.split:
+            with resumed.as_directory() as directory:
+                run.restore(Path(directory))
+        network = ray_torch.prepare_model(run.network) if worker.world > 1 else run.network
+        if worker.rank == 0:
+            run.announce()
+        for epoch in range(run.epoch, config.epochs):
+            metrics = run.train_epoch(network, epoch)
+            metrics["split"] = index
+            metrics["global_step"] = progress.steps + (epoch + 1) * run.steps_per_epoch
+            progress.history.append(metrics)
+            last = epoch + 1 == config.epochs
+            if not last and (epoch + 1) % config.report_every:
+                continue
+            # folds are judged at their end only; choosing an epoch needs every one judged
+            if len(splits) == 1 or last:
+                logits = {leads: run.validate(leads) for leads in settings["configurations"]}
+                progress.logits[splits[index].name] = logits
+                metrics |= run.validation_metrics(logits)
+            if worker.rank == 0:
+                logger.info("%s", json.dumps({k: v for k, v in metrics.items() if v is not None}))
+                with tempfile.TemporaryDirectory() as folder:
+                    run.save(Path(folder), epoch + 1)
+                    progress.write(Path(folder), index)
+                    checkpoint = ray.train.Checkpoint.from_directory(folder)
+                    ray.train.report(metrics, checkpoint=checkpoint)
+            else:
+                ray.train.report(metrics)
+        progress.steps += config.epochs * run.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of the records to train on and to judge by."""
+
+    name: str
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    rank: int
+    world: int
+    device: torch.device
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps beside the current split's weights."""
+
+    split: int = 0
+    steps: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    logits: dict[str, dict[str, np.ndarray[Any, Any]]] = field(default_factory=dict)
+
+    def write(self, folder: Path, split: int) -> None:
+        values = {"split": split, "steps": self.steps, "history": self.history}
+        (folder / _PROGRESS_FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+        arrays = {
+            f"{name}/{leads}": values
+            for name, by_leads in self.logits.items()
+            for leads, values in by_leads.items()
         }
-        logits = {leads: run.validate(leads) for leads in settings["configurations"]}
-        metrics |= run.validation_metrics(logits)
-        if rank == 0:
-            logger.info("%s", json.dumps({k: v for k, v in metrics.items() if v is not None}))
-            with tempfile.TemporaryDirectory() as folder:
-                run.save(Path(folder), epoch + 1, metrics, logits)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report(metrics, checkpoint=checkpoint)
-        else:
-            ray.train.report(metrics)
+        np.savez(folder / _VALIDATION_FILE, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress:
+        progress = cls(**json.loads((folder / _PROGRESS_FILE).read_text(encoding="utf-8")))
+        with np.load(folder / _VALIDATION_FILE, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                name, leads = key.split("/")
+                progress.logits.setdefault(name, {})[leads] = arrays[key]
+        return progress
 
 
 class _Run:
-    """State of one worker's run; the same on all ranks but for the records each takes."""
+    """State of one split on one worker; the same on all ranks but for the records each takes."""
 
     def __init__(
         self,
         config: ClassifierFinetuneConfig,
         classifier: Classifier,
-        train: list[LabelledRecord],
-        validation: list[LabelledRecord],
-        rank: int,
-        world: int,
-        device: torch.device,
+        signals: _Signals,
+        split: Split,
+        worker: _Worker,
     ) -> None:
-        self.config, self.classifier = config, classifier
-        self.rank, self.world, self.device = rank, world, device
-        self.network = classifier.network.to(device)
-        self.train, self.validation = train, validation
-        self.train_signals, self.validation_signals = _Signals(train), _Signals(validation)
-        self.targets, self.mask = _tensors(train, classifier)
-        self.validation_targets, self.validation_mask = label_matrix(
-            validation, classifier.labels, classifier.assessed
-        )
+        self.config, self.classifier, self.signals = config, classifier, signals
+        self.split, self.worker = split, worker
+        self.train, self.validation = split.train, split.validation
+        self.network = classifier.network.to(worker.device)
+        targets, mask = label_matrix(signals.records, classifier.labels, classifier.assessed)
+        self.targets, self.mask = torch.from_numpy(targets), torch.from_numpy(mask)
         self.epoch = 0
-        self.steps_per_epoch = max(1, len(train) // config.batch_size)
+        self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         if config.feature_grad_mult == 0.0 and hasattr(self.network, "encoder"):
             # DDP would wait for gradients that never come
             self.network.encoder.feature_extractor.requires_grad_(False)
@@ -158,15 +210,16 @@ class _Run:
         """Say what was decided and why."""
         config = self.config
         logger.info(
-            "training %s on %d records, validating on %d; device %s (%s), %s, %d workers x %d "
+            "%s: training %s on %d records, validating on %d; device %s (%s), %s, %d workers x %d "
             "threads, batch %d, leads %s, %d of %d labels taught",
+            self.split.name,
             self.network.architecture,
             len(self.train),
             len(self.validation),
-            self.device,
+            self.worker.device,
             "as asked" if config.distributed.use_gpu else "use_gpu is off",
             config.precision,
-            self.world,
+            self.worker.world,
             config.distributed.threads_per_worker,
             config.batch_size,
             config.leads,
@@ -177,45 +230,53 @@ class _Run:
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         """Global batches of record indices; the last incomplete one is dropped."""
         generator = torch.Generator().manual_seed(self.config.seed * 7919 + epoch)
-        order = torch.randperm(len(self.train), generator=generator).tolist()
+        order = [self.train[i] for i in torch.randperm(len(self.train), generator=generator)]
         size = self.config.batch_size
         for step in range(self.steps_per_epoch):
             yield order[step * size : (step + 1) * size]
 
-    def train_epoch(self, network: torch.nn.Module, epoch: int) -> list[float]:
-        """One pass; returns each step's global mean loss."""
+    def train_epoch(self, network: torch.nn.Module, epoch: int) -> dict[str, Any]:
+        """One pass; returns the epoch's ``train_loss`` (mean over steps), ``lr``, speed."""
+        started = time.perf_counter()
         network.train()
         losses = []
         for step, batch in enumerate(self._batches(epoch)):
-            mine = batch[self.rank :: self.world]
-            torch.manual_seed((self.config.seed * 31 + epoch * 10_007 + step) * 64 + self.rank)
+            mine = batch[self.worker.rank :: self.worker.world]
+            torch.manual_seed(
+                (self.config.seed * 31 + epoch * 10_007 + step) * 64 + self.worker.rank
+            )
             # all workers know the whole batch's labels, so the count needs no communication
             cells = float(self.mask[batch].sum().clamp(min=1))
             self.optimizer.zero_grad(set_to_none=True)
             loss = self._loss(network, mine, epoch) / cells
             # DDP averages gradients over workers; the loss is a sum over them
-            (loss * self.world).backward()
+            (loss * self.worker.world).backward()
             torch.nn.utils.clip_grad_norm_(
                 network.parameters(), self.config.optimizer.max_grad_norm
             )
             self.optimizer.step()
             self.schedule.step()
             losses.append(self._sum_over_workers(float(loss.detach())))
-        return losses
+        return {
+            "epoch": epoch + 1,
+            "train_loss": float(np.mean(losses)),
+            "lr": self.schedule.get_last_lr()[0],
+            "records_per_s": len(losses) * self.config.batch_size / (time.perf_counter() - started),
+        }
 
     def _loss(self, network: torch.nn.Module, indices: list[int], epoch: int) -> Tensor:
         if not indices:
             # a worker without records in the last small batch still takes part in DDP's exchange
-            silent = torch.zeros(1, 12, 5000, device=self.device)
+            silent = torch.zeros(1, 12, 5000, device=self.worker.device)
             return network(silent).logits.sum() * 0.0
         source = augment(
-            self.train_signals.batch(indices),
+            self.signals.batch(indices),
             indices,
             seed=self.config.seed,
             epoch=epoch,
             options=self.augmentation,
         )
-        source = mask_leads(source, self.config.leads).to(self.device)
+        source = mask_leads(source, self.config.leads).to(self.worker.device)
         with self._autocast():
             logits = network(source).logits.float()
         targets, mask = self.targets[indices].to(logits), self.mask[indices].to(logits)
@@ -224,29 +285,31 @@ class _Run:
 
     def _autocast(self) -> Any:
         if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return torch.autocast(self.worker.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def _sum_over_workers(self, value: float) -> float:
-        if self.world == 1:
+        if self.worker.world == 1:
             return value
-        tensor = torch.tensor([value], device=self.device)
+        tensor = torch.tensor([value], device=self.worker.device)
         torch.distributed.all_reduce(tensor)
         return float(tensor)
 
     def validate(self, leads: str) -> np.ndarray[Any, Any]:
         """Logits (validation records, labels) on every rank, records dealt to ranks in turn."""
         self.network.eval()
-        mine = list(range(self.rank, len(self.validation), self.world))
+        mine = list(range(self.worker.rank, len(self.validation), self.worker.world))
         result = np.zeros((len(self.validation), len(self.classifier.labels)), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(mine), 32):
                 part = mine[start : start + 32]
-                source = mask_leads(self.validation_signals.batch(part), leads).to(self.device)
+                source = mask_leads(
+                    self.signals.batch([self.validation[i] for i in part]), leads
+                ).to(self.worker.device)
                 with self._autocast():
                     result[part] = self.network(source).logits.float().cpu().numpy()
-        if self.world > 1:
-            tensor = torch.from_numpy(result).to(self.device)
+        if self.worker.world > 1:
+            tensor = torch.from_numpy(result).to(self.worker.device)
             torch.distributed.all_reduce(tensor)
             result = tensor.cpu().numpy()
         return result
@@ -257,27 +320,20 @@ class _Run:
         if not self.validation:
             return {}
         leads, values = next(iter(logits.items()))
-        labels = self.classifier.labels
-        mask = self.validation_mask * np.isin(labels, configuration_labels(leads, labels))
+        labels, rows = self.classifier.labels, list(self.validation)
+        detectable = np.isin(labels, configuration_labels(leads, labels))
+        targets, mask = self.targets[rows].numpy(), self.mask[rows].numpy() * detectable
         scores = 1 / (1 + np.exp(-values.astype(np.float64)))
-        metrics = classifier_metrics(self.validation_targets, scores, mask, labels)
+        metrics = classifier_metrics(targets, scores, mask, labels)
         return {
             "validation_loss": metrics["bce"],
             "validation_macro_auroc": metrics["macro_auroc"],
             "validation_micro_auroc": metrics["micro_auroc"],
         }
 
-    def save(
-        self,
-        folder: Path,
-        epoch: int,
-        metrics: dict[str, Any],
-        logits: dict[str, np.ndarray[Any, Any]],
-    ) -> None:
-        """The classifier's directory, validation logits, and what resuming needs (no pickles)."""
+    def save(self, folder: Path, epoch: int) -> None:
+        """The classifier's directory, and what resuming needs (tensors and numbers, no pickles)."""
         self.classifier.save(folder)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-        np.savez(folder / VALIDATION_FILE, **logits)  # type: ignore[arg-type]
         state = {
             "epoch": epoch,
             "optimizer": self.optimizer.state_dict(),
@@ -289,18 +345,9 @@ class _Run:
         """Weights, optimiser and epoch of a checkpoint made by :meth:`save`."""
         saved = load_classifier(folder)
         self.network.load_state_dict(saved.network.state_dict())
-        state = torch.load(folder / _TRAINER_FILE, map_location=self.device, weights_only=True)
+        state = torch.load(
+            folder / _TRAINER_FILE, map_location=self.worker.device, weights_only=True
+        )
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.epoch = state["epoch"]
-
-
-def _tensors(records: list[LabelledRecord], classifier: Classifier) -> tuple[Tensor, Tensor]:
-    taught = set(classifier.assessed) & {
-        code
-        for leads in LEAD_CONFIGURATIONS
-        if leads in classifier.lead_configurations
-        for code in configuration_labels(leads, classifier.labels)
-    }
-    targets, mask = label_matrix(records, classifier.labels, taught)
-    return torch.from_numpy(targets), torch.from_numpy(mask)

@@ -16,7 +16,14 @@ from ecg_agent_ray.classifier.labels import LABEL_INFO
 from ecg_agent_ray.classifier.metrics import bootstrap_intervals, classifier_metrics
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 
-__all__ = ["best_threshold", "calibrate", "evaluate_logits", "fit_platt", "write_report"]
+__all__ = [
+    "best_threshold",
+    "calibrate",
+    "drop_unlearned",
+    "evaluate_logits",
+    "fit_platt",
+    "write_report",
+]
 
 Array = npt.NDArray[np.float64]
 _SLOPE_PRIOR = 1.0
@@ -164,6 +171,20 @@ def _sigmoid(x: Array) -> Array:
     return result
 
 
+def drop_unlearned(classifier: Classifier, metrics: Mapping[str, Any]) -> None:
+    """Take back the labels that held-out records do not show to have been learned.
+
+    A label stays if the 95 % interval of its AUROC, in the first configuration, is above chance.
+    Its metrics stay in ``metrics.json`` either way.
+    """
+    intervals = metrics["intervals"]
+    unlearned = [
+        code for code in classifier.assessed if intervals.get(f"auroc/{code}", (0.0, 0.0))[0] <= 0.5
+    ]
+    classifier.assessed = tuple(c for c in classifier.assessed if c not in unlearned)
+    classifier.metadata = {**classifier.metadata, "taught_but_not_learned": unlearned}
+
+
 def write_report(
     classifier: Classifier,
     folder: Path,
@@ -192,6 +213,7 @@ def _card(
     if config.card:
         introduction = Path(config.card).read_text(encoding="utf-8").rstrip() + "\n"
     parameters = sum(p.numel() for p in classifier.network.parameters())
+    unlearned = meta.get("taught_but_not_learned")
     folds = config.cross_validation_folds
     how = f"{folds}-fold cross-validation grouped by patient" if folds else "held-out patients"
     lines = [
@@ -203,8 +225,9 @@ def _card(
         + ", ".join(f"{source.kind}" for source in config.data),
         f"- Lead configurations: {', '.join(classifier.lead_configurations)}",
         f"- Labels it can say anything about: {len(classifier.assessed)} of "
-        f"{len(classifier.labels)} (at least {config.min_positives} positives); the others are "
-        "reported as not assessed",
+        f"{len(classifier.labels)}; the others are reported as not assessed",
+        f"- Too few positives (below {config.min_positives}) for the rest"
+        + (f"; taught but not learned: {', '.join(unlearned)}" if unlearned else ""),
         "- Calibration: "
         + (classifier.calibration.name if classifier.calibration else "none (plain sigmoid)"),
         f"- Training: {config.epochs} epochs, batch {config.batch_size}, peak learning rate "
