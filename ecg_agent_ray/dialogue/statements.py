@@ -55,19 +55,22 @@ def statement_name(code: str) -> str:
     return STATEMENTS[code].name if code in STATEMENTS else code
 
 
+_WORD = re.compile(r"\w+")
 # codes that are ordinary words or parts of them when written in small letters
 _CASE_BOUND = frozenset({"EL", "SR", "DIG", "PACE", "NORM", "AMI", "LMI", "AF"})
 
 
 @cache
-def _finder() -> tuple[re.Pattern[str], dict[str, str]]:
-    words: dict[str, str] = {}
+def _names_by_first_word() -> dict[str, list[tuple[str, str]]]:
+    """First word -> (name in small letters, code), longest name first."""
+    names: dict[str, str] = {}
     for item in STATEMENTS.values():
-        for word in (item.code, item.name, *item.aliases):
-            words.setdefault(word.lower(), item.code)
-    longest_first = sorted(words, key=len, reverse=True)
-    pattern = "|".join(re.escape(word) for word in longest_first)
-    return re.compile(rf"(?<![\w])(?:{pattern})(?!\w)", re.IGNORECASE), words
+        for name in (item.code, item.name, *item.aliases):
+            names.setdefault(name.lower(), item.code)
+    index: dict[str, list[tuple[str, str]]] = {}
+    for name in sorted(names, key=len, reverse=True):
+        index.setdefault(_WORD.findall(name)[0], []).append((name, names[name]))
+    return index
 
 
 def find_statements(text: str) -> list[str]:
@@ -76,11 +79,21 @@ def find_statements(text: str) -> list[str]:
     Longer names win: "complete left bundle branch block" is CLBBB only. Codes that are also
     everyday words (``PACE``, ``EL``, …) count in capitals only.
     """
-    pattern, words = _finder()
+    # letter by letter, since some capitals have a longer small form and would shift what follows
+    small = "".join(char.lower() if len(char.lower()) == 1 else char for char in text)
     found: dict[str, None] = {}
-    for match in pattern.finditer(text):
-        word = match.group(0)
-        if word.upper() in _CASE_BOUND and word != word.upper():
+    end = 0
+    for word in _WORD.finditer(small):
+        start = word.start()
+        if start < end:
             continue
-        found[words[word.lower()]] = None
+        for name, code in _names_by_first_word().get(word.group(0), ()):
+            stop = start + len(name)
+            if not small.startswith(name, start) or _WORD.match(small, stop):
+                continue
+            if name.upper() in _CASE_BOUND and not text[start:stop].isupper():
+                continue
+            found[code] = None
+            end = stop
+            break
     return list(found)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+from ecg_agent_ray import ecg, tools
 from ecg_agent_ray.dialogue import (
     Action,
     Dialogue,
@@ -30,6 +32,7 @@ from ecg_agent_ray.dialogue.synthesis import (
     load_pools,
     overlap,
     synthesize,
+    vary,
 )
 from ecg_agent_ray.dialogue.synthesis.phrases import PhraseBank
 from ecg_agent_ray.errors import ConfigError, DialogueError
@@ -71,7 +74,7 @@ RECORDS = [
 
 
 @cache
-def written(split: Split = "train", n: int = 630) -> list[Dialogue]:
+def written(split: Split = "train", n: int = 420) -> list[Dialogue]:
     return synthesize(RECORDS, n=n, seed=3, split=split)
 
 
@@ -90,11 +93,11 @@ def test_the_same_seed_gives_the_same_dialogues() -> None:
 def test_all_is_covered() -> None:
     dialogues = written()
     actions = Counter(action for dialogue in dialogues for action in dialogue.actions)
-    assert min(actions[action] for action in Action) > 80
+    assert min(actions[action] for action in Action) > 50
     assert {dialogue.source_category for dialogue in dialogues} == set(TOPICS.values())
     combined = Counter((dialogue.source_category, dialogue.cefr_level) for dialogue in dialogues)
     assert len(combined) == 21
-    assert min(combined.values()) >= 25
+    assert min(combined.values()) >= 20
     assert {dialogue.lead_configuration for dialogue in dialogues} == {"12-lead", "I", "II"}
     assert len(set(SEQUENCES)) >= 20
     assert len({tuple(dialogue.actions) for dialogue in dialogues}) >= 100
@@ -147,8 +150,8 @@ def test_the_wording_is_varied() -> None:
     measured = diversity(written())
     assert measured.n_distinct / measured.n_utterances > 0.75
     assert measured.distinct_2 > 0.25
-    many = diversity(synthesize(RECORDS, n=2000, seed=9))
-    assert many.n_distinct > 5000
+    many = diversity(synthesize(RECORDS, n=1000, seed=9))
+    assert many.n_distinct > 3000
     assert bank_size()["user"] > 1200
 
 
@@ -224,3 +227,30 @@ def test_nothing_to_write_about_is_refused() -> None:
         synthesize([RECORDS[2]], n=1, seed=0, lead_configurations=["12-lead"])
     with pytest.raises(ConfigError, match="split"):
         synthesize(RECORDS, n=1, seed=0, split="dev")  # type: ignore[arg-type]
+
+
+def test_made_up_outputs_cover_every_code_and_are_marked() -> None:
+    varied = vary(RECORDS[:4], n=400, seed=1)
+    assert {item.code for facts in varied for item in facts.findings} == set(STATEMENTS)
+    assert {facts.lead_configuration for facts in varied} == {"12-lead", "I", "II"}
+    dialogues = synthesize(varied, n=200, seed=1)
+    assert validate(dialogues) == []
+    assert all(dialogue.metadata["made_up_outputs"] for dialogue in dialogues)
+    assert not any("made_up_outputs" in dialogue.metadata for dialogue in written())
+    with pytest.raises(ConfigError):
+        vary([], n=1, seed=0)
+
+
+def test_real_tool_outputs_can_be_written_about() -> None:
+    recording = ecg.sample(sorted(Path(path).stem for path in ecg.samples())[0])
+    facts = RecordFacts(
+        record_id=recording.record_id,
+        ecg_file=f"{recording.record_id}.hea",
+        lead_configuration="12-lead",
+        measurement=tools.measure(recording).to_dialogue(),
+        classification=["SR (98.23%)"],
+    )
+    dialogues = synthesize([facts], n=40, seed=1)
+    assert validate(dialogues) == []
+    stated = facts.shown("heart_rate")
+    assert any(stated in (turn.content or "") for item in dialogues for turn in item.turns)

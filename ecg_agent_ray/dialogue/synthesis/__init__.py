@@ -32,6 +32,7 @@ from ecg_agent_ray.dialogue.synthesis.report import (
     overlap,
 )
 from ecg_agent_ray.dialogue.synthesis.scene import Scene
+from ecg_agent_ray.dialogue.synthesis.variation import vary
 from ecg_agent_ray.dialogue.synthesis.voice import MANNERS
 from ecg_agent_ray.dialogue.turns import LEAD_CONFIGURATIONS, Dialogue, LeadConfiguration
 from ecg_agent_ray.errors import ConfigError
@@ -50,6 +51,7 @@ __all__ = [
     "load_pools",
     "overlap",
     "synthesize",
+    "vary",
 ]
 
 
@@ -158,5 +160,6 @@ def _metadata(scene: Scene, split: Split) -> dict[str, Any]:
         "action_sequence_prompted": actions,
         "lead_configuration": scene.facts.lead_configuration,
         "split": split,
+        **({"made_up_outputs": True} if scene.facts.made_up else {}),
         "template_ids": scene.bank.used_ids,
     }

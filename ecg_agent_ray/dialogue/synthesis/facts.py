@@ -65,7 +65,8 @@ class RecordFacts:
     """The outputs of the three tools for one recording, in the dialogue's form.
 
     ``explanation`` maps a statement code to the explanation tool's line for it; ``None`` where no
-    explanation was computed. ``ecg_file`` is what dialogues name as their ECG file.
+    explanation was computed. ``ecg_file`` is what dialogues name as their ECG file. ``made_up``
+    marks outputs that no tool gave (see :func:`ecg_agent_ray.dialogue.synthesis.vary`).
     """
 
     record_id: str
@@ -74,6 +75,7 @@ class RecordFacts:
     measurement: Mapping[str, Any]
     classification: list[str]
     explanation: Mapping[str, str] | None = field(default=None)
+    made_up: bool = False
 
     @cached_property
     def values(self) -> dict[str, int | None]:
