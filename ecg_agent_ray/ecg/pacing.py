@@ -12,6 +12,7 @@ _HALF_WIDTH_S = 0.008
 _QUIET_BEFORE_S = 0.030
 _QUIET_SHARE, _RETURN_SHARE = 0.25, 0.5
 _VOTING_SHARE = 0.5
+_TAIL_S = 0.024
 
 
 def remove_spikes(
@@ -49,7 +50,11 @@ def remove_spikes(
     votes = maximum_filter1d(spikes, 2 * half + 1, axis=1).sum(axis=0)
     spikes &= votes >= _VOTING_SHARE * len(clean)
     if spikes.any():
-        spikes = binary_dilation(spikes, np.ones((1, 2 * half + 1), dtype=bool))
+        # the amplifier's recovery makes a tail behind the spike, which goes with it
+        tail = round(_TAIL_S * rate)
+        structure = np.zeros((1, 2 * tail + 1), dtype=bool)
+        structure[0, tail - half :] = True
+        spikes = binary_dilation(spikes, structure)
         columns = np.arange(clean.shape[1])
         for row, bad in zip(clean, spikes, strict=True):
             if bad.any() and not bad.all():

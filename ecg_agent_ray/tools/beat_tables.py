@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.ecg.delineation import FIDUCIALS, WORKING_RATE_HZ, delineate, find_beats
 from ecg_agent_ray.ecg.filters import fill_gaps
+from ecg_agent_ray.ecg.pacing import remove_spikes
 from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality
 from ecg_agent_ray.tools.measurement import BeatTable
 
@@ -19,7 +21,7 @@ _PREFERRED = "II"
 _PREFERENCE = 0.05
 _LONGEST_GAP_S = 0.2
 # how far from the median of the leads a lead's boundary may lie to count, ms
-_AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 24.0}
+_AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 90.0}
 _AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 40.0}
 
 
@@ -32,6 +34,16 @@ class BeatFinder:
     @cached_property
     def _working(self) -> Recording:
         return self.recording.resample(WORKING_RATE_HZ)
+
+    @cached_property
+    def _without_spikes(self) -> Recording:
+        """What waves are sought in. Beats are found with the spikes in place: a stump left of an
+        atrial spike would look more like a small QRS than the spike itself does."""
+        clean, spikes = remove_spikes(fill_gaps(self._working.signal), WORKING_RATE_HZ)
+        if not spikes.any():
+            return self._working
+        clean[np.isnan(self._working.signal)] = np.nan
+        return replace(self._working, signal=clean.astype(np.float32))
 
     @cached_property
     def quality(self) -> dict[str, LeadQuality]:
@@ -63,11 +75,11 @@ class BeatFinder:
         beats = self._beats
         if beats.size == 0:
             return _empty()
-        lead = self._working.lead(name)
+        lead = self._without_spikes.lead(name)
         found = delineate(lead, beats, WORKING_RATE_HZ)
         notes = [] if found.p_present else [_no_p()]
         points = _without_gaps(found.points, lead)
-        return BeatTable(points, WORKING_RATE_HZ, self._rr_before(points["r_peak"], lead), notes)
+        return BeatTable(points, WORKING_RATE_HZ, _rr_before(found.anchors, lead), notes)
 
     def all_leads(self) -> tuple[BeatTable, LeadQuality]:
         """Earliest onset to latest offset over the leads that agree, as electrocardiographs do."""
@@ -111,16 +123,15 @@ class BeatFinder:
         result[seen] = np.nanpercentile(near, share, axis=0)
         return result
 
-    def _rr_before(
-        self, r_peaks: npt.NDArray[np.float64], lead: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float64]:
-        """RR before each beat, ms; NaN for the first and where a gap may hide a beat."""
-        rr = np.concatenate(([np.nan], np.diff(r_peaks))) * 1000.0 / WORKING_RATE_HZ
-        missing = np.concatenate(([0], np.cumsum(np.isnan(lead))))
-        at = np.clip(np.nan_to_num(r_peaks).astype(np.intp), 0, lead.size)
-        hidden = np.concatenate(([0], np.diff(missing[at]))) > _LONGEST_GAP_S * WORKING_RATE_HZ
-        rr[hidden] = np.nan
-        return rr
+
+def _rr_before(
+    anchors: npt.NDArray[np.intp], lead: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """RR before each beat, ms; NaN for the first and where a gap may hide a beat."""
+    rr = np.concatenate(([np.nan], np.diff(anchors))) * 1000.0 / WORKING_RATE_HZ
+    missing = np.concatenate(([0], np.cumsum(np.isnan(lead))))[anchors]
+    rr[1:][np.diff(missing) > _LONGEST_GAP_S * WORKING_RATE_HZ] = np.nan
+    return rr
 
 
 def _median_over_leads(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

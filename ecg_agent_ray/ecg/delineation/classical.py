@@ -54,9 +54,11 @@ Wave = TypeVar("Wave", PWave, QrsWave)
 @dataclass(frozen=True)
 class Delineation:
     """Fiducials of one lead: ``points[name]`` are sample positions (float, at the working rate) of
-    every beat, NaN where the beat has none."""
+    every beat, NaN where the beat has none. ``anchors`` are the beats as aligned with each other:
+    the same place in each complex, so that their distances are the RR intervals."""
 
     points: dict[str, npt.NDArray[np.float64]]
+    anchors: npt.NDArray[np.intp]
     rate: float
     p_present: bool
     p_evidence: float
@@ -112,7 +114,7 @@ def delineate(
         position = np.where(column >= 0, column - before + anchors, np.nan)
         outside = (position < 0) | (position > signal.shape[-1] - 1)
         points[name] = np.where(outside, np.nan, position)
-    return Delineation(points, rate, present, evidence)
+    return Delineation(points, anchors, rate, present, evidence)
 
 
 def _align(
