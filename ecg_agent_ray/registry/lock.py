@@ -11,6 +11,7 @@ the lock that came after it.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPIRES_AFTER_S", "promotion_lock"]
 
 EXPIRES_AFTER_S = 120.0
-"""Age in seconds at which a lock's holder is taken for dead. A promotion holds it for about one."""
+"""Seconds without renewal after which a lock's holder is taken for dead."""
 
 _TOMBSTONES_KEPT_S = 3600.0
 _PAUSE_S = 0.1
@@ -33,9 +34,15 @@ _PAUSE_S = 0.1
 
 @contextlib.contextmanager
 def promotion_lock(
-    client: MlflowClient, name: str, *, wait_s: float = 60.0
+    client: MlflowClient,
+    name: str,
+    *,
+    wait_s: float = 60.0,
+    worth_waiting: Callable[[], None] | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hold the lock of registered model ``name``; yields a check that it is still held.
+
+    ``worth_waiting`` is called before each try and raises when there is no point in going on.
 
     Raises
     ------
@@ -45,7 +52,11 @@ def promotion_lock(
     lock = f"{name}{LOCK_SUFFIX}"
     owner = uuid4().hex
     deadline = time.monotonic() + wait_s
-    while not _create(client, lock, owner):
+    while True:
+        if worth_waiting is not None:
+            worth_waiting()
+        if _create(client, lock, owner):
+            break
         _bury_if_dead(client, lock)
         if time.monotonic() > deadline:
             raise RefusedError(
@@ -54,16 +65,41 @@ def promotion_lock(
             )
         time.sleep(_PAUSE_S)
 
-    def still_ours() -> None:
-        if _owner(client, lock)[0] != owner:
-            raise ChampionChangedError(
-                f"champion changed: the promotion of {name} took too long and lost its lock",
-                hint="try again",
-            )
+    with _renewed(client, lock, owner) as renewed_at:
 
-    try:
+        def still_ours() -> None:
+            # by this process's own clock too: the store may not have heard yet that we are late
+            late = time.monotonic() - renewed_at[0] > EXPIRES_AFTER_S / 2
+            if late or _owner(client, lock)[0] != owner:
+                raise ChampionChangedError(
+                    f"champion changed: the promotion of {name} took too long and lost its lock",
+                    hint="try again",
+                )
+
         yield still_ours
+
+
+@contextlib.contextmanager
+def _renewed(client: MlflowClient, lock: str, owner: str) -> Iterator[list[float]]:
+    """Renew the lock in the background and delete it at the end; yields the last renewal's time."""
+    renewed_at = [time.monotonic()]
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(EXPIRES_AFTER_S / 8):
+            with contextlib.suppress(Exception):  # the store's trouble; still_ours() will notice
+                begun = time.monotonic()
+                if _owner(client, lock)[0] == owner:
+                    client.set_registered_model_tag(lock, "created", str(time.time()))
+                    renewed_at[0] = begun
+
+    heart = threading.Thread(target=renew, name=f"renew {lock}", daemon=True)
+    heart.start()
+    try:
+        yield renewed_at
     finally:
+        done.set()
+        heart.join()
         if _owner(client, lock)[0] == owner:
             _delete(client, lock)
 

@@ -8,7 +8,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,8 +106,12 @@ def promote(
     if not isinstance(gate, Gate):
         gate = load_gate(gate if gate is not None else _default_gate(name))
     client = registry_client()
-    find_version(client, name, version)  # a wrong name must not leave a lock behind
-    with promotion_lock(client, name) as still_ours:
+    find_version(client, name, version)  # a wrong name is said before anything is locked
+
+    def as_expected() -> None:
+        _check_expected(name, expect_champion, aliased_version(client, name, CHAMPION))
+
+    with promotion_lock(client, name, worth_waiting=as_expected) as still_ours:
         candidate = find_version(client, name, version)
         champion = aliased_version(client, name, CHAMPION)
         _check_expected(name, expect_champion, champion)
@@ -130,8 +134,7 @@ def promote(
                 f"{candidate.uri} does not pass gate {gate.name!r}: {report.failures()}",
                 report=report.to_dict(),
             )
-        still_ours()
-        _move(client, outcome, drop_challenger=True)
+        _move(client, outcome, still_ours, drop_challenger=True)
         return outcome
 
 
@@ -167,8 +170,7 @@ def rollback(
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             reason=reason,
         )
-        still_ours()
-        _move(client, outcome, drop_challenger=False)
+        _move(client, outcome, still_ours, drop_challenger=False)
         return outcome
 
 
@@ -229,7 +231,13 @@ def _tag_gate_result(client: MlflowClient, outcome: Promotion) -> None:
     client.set_model_version_tag(outcome.name, version, "gate_result", result)
 
 
-def _move(client: MlflowClient, outcome: Promotion, *, drop_challenger: bool) -> None:
+def _move(
+    client: MlflowClient,
+    outcome: Promotion,
+    still_ours: Callable[[], None],
+    *,
+    drop_challenger: bool,
+) -> None:
     name, version = outcome.name, str(outcome.version)
     # before the aliases move, so that no champion is without a record
     for key, value in {
@@ -242,6 +250,12 @@ def _move(client: MlflowClient, outcome: Promotion, *, drop_challenger: bool) ->
     _audit(client, outcome)
     if outcome.previous is not None and outcome.previous != outcome.version:
         client.set_registered_model_alias(name, PREVIOUS_CHAMPION, str(outcome.previous))
+    try:
+        still_ours()
+    except ChampionChangedError:
+        _audit(client, replace(outcome, event="abandoned"))
+        raise
+    # nothing may come between that check and this call
     client.set_registered_model_alias(name, CHAMPION, version)
     if drop_challenger and aliased_version(client, name, CHALLENGER) == outcome.version:
         client.delete_registered_model_alias(name, CHALLENGER)

@@ -19,6 +19,12 @@ from ecg_agent_ray.plugins.tracking import tracked_run
 from ecg_agent_ray.plugins.train_callback import MLflowTrainCallback, numeric_metrics
 
 
+@pytest.fixture(autouse=True)
+def _quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train takes one report each time it polls its workers, by default every 2 s."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
 def loop(config: dict[str, Any]) -> None:
     """Five steps; rank 1 dies once at step 4, after reports 1 to 3 and a checkpoint at 2."""
     import torch

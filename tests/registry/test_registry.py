@@ -294,6 +294,8 @@ for line in sys.stdin:
         print("won", done.version, flush=True)
     except ChampionChangedError:
         print("changed", flush=True)
+    except Exception as error:
+        print(repr(error), flush=True)
 """
 
 
@@ -317,7 +319,7 @@ def test_ten_processes_race_in_each_round(run_id: str, store: str, tmp_path: Pat
         for racer in racers:
             assert racer.stdout is not None
             assert racer.stdout.readline() == "ready\n"
-        for _ in range(5):
+        for _ in range(3):
             champion = show("ecg-agent").version
             for racer in racers:
                 assert racer.stdin is not None
@@ -325,8 +327,8 @@ def test_ten_processes_race_in_each_round(run_id: str, store: str, tmp_path: Pat
                 racer.stdin.flush()
             answers = [racer.stdout.readline().split() for racer in racers if racer.stdout]
             winners = [answer for answer in answers if answer[0] == "won"]
-            assert len(answers) == 10
             assert len(winners) == 1
+            assert sum(answer == ["changed"] for answer in answers) == 9, answers
             assert show("ecg-agent").version == int(winners[0][1])
     finally:
         for racer in racers:
@@ -353,6 +355,24 @@ def test_a_dead_promotions_lock_expires(run_id: str, monkeypatch: pytest.MonkeyP
 
         with pytest.raises(MlflowException, match="already exists"):
             client.rename_registered_model(name, f"{name}.dead")
+
+
+def test_a_slow_holder_keeps_its_lock_and_a_robbed_one_notices(
+    run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_bare_versions("ecg-agent", 0.9)
+    client = registry_client()
+    monkeypatch.setattr(lock_module, "EXPIRES_AFTER_S", 2.0)
+    with lock_module.promotion_lock(client, "ecg-agent") as still_ours:
+        with (
+            pytest.raises(RefusedError, match="under way"),
+            lock_module.promotion_lock(client, "ecg-agent", wait_s=4.0),
+        ):
+            pass
+        still_ours()
+        client.rename_registered_model("ecg-agent.promotion-lock", "ecg-agent.promotion-lock.x")
+        with pytest.raises(ChampionChangedError, match="lost its lock"):
+            still_ours()
 
 
 def test_diff_and_export(run_id: str, tmp_path: Path) -> None:
