@@ -37,7 +37,7 @@ class NumberClaim:
     digit in the same unit, and ``factor`` what the printed numeral was multiplied by; ``upper`` is
     the other end of a range. ``quantity`` is the ECG-MTD key
     it is said of (``pr_interval`` …), ``"unmeasured"`` for one that no tool gives, or None.
-    ``judged`` says that a sentence begins with the number and rates it ("95 ms is normal"), which
+    ``judged`` says that the number is rated as it stands ("95 ms is normal"), which
     may be about a number that the user named. ``span`` is the numeral's place in the text searched.
     """
 
@@ -105,6 +105,18 @@ _GENERAL = re.compile(
     r"|generally|in general|expected|adults?|athletes?|people|should be|would be|considered|if"
     r"|for example|e\.g|guidelines?|cut-?offs?|thresholds?|squares?|box(?:es)?|paper|defined|means?"
     r"|when)\b",
+    re.IGNORECASE,
+)
+# For a single number the word has to govern it: "a normal heart rate is 75 bpm" speaks of people in
+# general, "the heart rate is normal (75 bpm)" of this ECG.
+_GENERIC = re.compile(
+    r"\b(?:normal|typical|usual|healthy|average|reference|expected)\s+(?:(?:adult|resting|human)\s+)*"
+    r"(?:heart|pulse|rate|pr|qrs|qtc?|intervals?|values?|durations?|limits?|ranges?|persons?|adults?"
+    r"|people)\b"
+    r"|^\W*normal\s+(?:is|are|lies)\b"
+    r"|\b(?:normally|typically|usually|generally|in general|adults|athletes|people|should be"
+    r"|would be|considered|if|for example|e\.g|guidelines?|cut-?offs?|thresholds?|squares?"
+    r"|box(?:es)?|paper|defined|means?|when)\b",
     re.IGNORECASE,
 )
 _OWN = re.compile(
@@ -274,7 +286,7 @@ class _Clause:
         if dimension == "percent" and statements:
             general = False  # "a normal ECG (95%)" names a finding, no usual range
         if comparison == "equal":
-            if general and not own:
+            if general and not own and (_GENERIC.search(before) or _LIMIT.search(before)):
                 return []
             if _LIMIT.search(before):
                 return []
@@ -311,7 +323,7 @@ class _Clause:
     def _is_judged(self, found: re.Match[str]) -> bool:
         start = self.text[self.sentence : found.start()].strip().lower()
         return (
-            start in ("", "yes,", "no,", "a value of", "a", "well,")
+            (start in ("", "a", "a value of") or start.endswith(","))
             and _JUDGED.search(self.text[found.end() : self.end]) is not None
             and _OWN.search(self.text[self.sentence : self.end]) is None
         )

@@ -58,6 +58,7 @@ BORNE_OUT = [
     "First-degree AV block means the signal takes longer than usual.",
     "About 2% of people have atrial fibrillation.",
     "I cannot be 100% certain.",
+    "The average heart rate of a healthy adult is about 75 bpm.",
     "I report what the classifier gives more than 50%.",
     "For the QTc interval, up to 450 ms, in women 460 ms, is regarded as normal.",
     "Your QTc interval is 413 ms, within the usual range (up to 450 ms, in women 460 ms).",
@@ -97,6 +98,8 @@ CONTRADICTED = [
     "The findings are a normal ECG (93%).",
     "The findings are sinus rhythm (75%) and LVH (98%).",
     "95 ms is normal.",
+    "I can tell from the findings: the heart rate is normal (120 bpm).",
+    "The heart rate is usual at 85 bpm.",
 ]
 
 
