@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -235,3 +236,28 @@ def _processes_with(mark: bytes) -> list[str]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.slow
+def test_a_killed_part_degrades_and_comes_back(service: Any, ecg_id: str) -> None:
+    """kill -9 of the classifier: measuring goes on, classifying is right or a 503 for a while."""
+    with service.client() as client:
+        expected = client.post(f"/v1/ecgs/{ecg_id}/classification").json()
+        for process in psutil.process_iter(["name"]):
+            # Ray names a worker after the actor it runs
+            if (process.info["name"] or "").startswith("ray::ServeReplica:ecg-agent:classif"):
+                process.kill()
+        statuses = []
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            assert client.post(f"/v1/ecgs/{ecg_id}/measurement").status_code == 200
+            assert client.get("/readyz").status_code == 200
+            answer = client.post(f"/v1/ecgs/{ecg_id}/classification", timeout=90)
+            statuses.append(answer.status_code)
+            if answer.status_code == 200:
+                assert answer.json() == expected
+                break
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) > 0
+            time.sleep(0.5)
+        assert statuses[-1] == 200
