@@ -4,13 +4,14 @@
     result.path        # classifier folder: model.safetensors, config.json, README.md, metrics.json
     result.run_id      # MLflow run
 
-Needs a running or reachable Ray (``plugins.local_cluster.local_ray`` starts one) and an MLflow
-store (see ``plugins.tracking``). The loop itself is ``training.classifier_loop``.
+Uses the running Ray cluster (``RAY_ADDRESS``), else a local one for the time of the job, and the
+MLflow store of ``plugins.tracking``. The loop itself is ``training.classifier_loop``.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -93,15 +94,22 @@ def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResu
     TrainingError
         The workers failed more than ``distributed.max_failures`` times.
     """
+    from ecg_agent_ray.plugins.local_cluster import local_ray
     from ecg_agent_ray.plugins.tracking import data_digest, tracked_run
 
     started = time.perf_counter()
     output = Path(config.output).resolve()
     plan = _plan(config, output)
     tags = {"lead_configuration": config.leads, "base_model": config.init or "scratch"}
-    with tracked_run(
-        config.name, params=_flat(config.model_dump()), tags=tags, experiment=config.experiment
-    ) as run:
+    workers = config.distributed
+    # one CPU beside the workers for Ray Train's controller
+    cpus = math.ceil(workers.num_workers * workers.cpus_per_worker) + 1
+    with (
+        local_ray(num_cpus=cpus),
+        tracked_run(
+            config.name, params=_flat(config.model_dump()), tags=tags, experiment=config.experiment
+        ) as run,
+    ):
         signals = {record.path.with_suffix(suffix) for record in plan.records for suffix in _DATA}
         digest = data_digest(path for path in signals if path.is_file())
         run.log_data(
