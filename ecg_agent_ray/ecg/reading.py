@@ -59,29 +59,34 @@ def read(
     UnsupportedFormatError : the bytes are of no format in `SUPPORTED_FORMATS`
     CorruptRecordingError : the format is known, the content is broken, cut off or oversized
     """
+    name, data, header = _opened(source)
+    try:
+        parsed = wfdb_files.read_wfdb(header) if header else _parse(data)
+        return _recording(parsed, Path(name).stem or "recording", sampling_rate)
+    except EcgAgentError as error:
+        message = f"{name}: " + error.message.removeprefix(f"{name}: ")
+        raise type(error)(message, hint=error.hint) from error
+    except (MemoryError, OverflowError) as error:
+        raise CorruptRecordingError(f"{name}: {error or 'it does not fit into memory'}") from error
+
+
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[str, bytes, Path | None]:
+    """Name, content, and for a WFDB record its header's path instead of the content."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        name, path, data = "recording", None, bytes(source)
+        name, data = "recording", bytes(source)
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        name = path.name
-        data = b"" if (header := _wfdb_header(path)) else _bytes_of(path)
-        path = header or path
+        if header := _wfdb_header(path):
+            return path.name, b"", header
+        name, data = path.name, _bytes_of(path)
     else:
-        path, data = None, source.read(_MAX_BYTES + 1)
         name = Path(str(getattr(source, "name", "recording"))).name
+        data = source.read(_MAX_BYTES + 1)
         if not isinstance(data, bytes):
             raise RecordingError(f"{name} is open as text", hint="open it in binary mode")
     if len(data) > _MAX_BYTES:
         raise RecordingError(f"{name} is over {_MAX_BYTES >> 20} MiB")
-    try:
-        parsed = _parse(data, path)
-        return _recording(parsed, Path(name).stem or "recording", sampling_rate)
-    except EcgAgentError as error:
-        raise type(error)(
-            f"{name}: {error.message}".replace(f"{name}: {name}", name), hint=error.hint
-        ) from error
-    except (MemoryError, OverflowError) as error:
-        raise CorruptRecordingError(f"{name}: {error or 'it does not fit into memory'}") from error
+    return name, data, None
 
 
 def _wfdb_header(path: Path) -> Path | None:
@@ -109,9 +114,7 @@ def _bytes_of(path: Path) -> bytes:
         raise RecordingError(f"{path} cannot be read: {error}") from error
 
 
-def _parse(data: bytes, path: Path | None) -> Parsed:
-    if path is not None and not data and path.suffix and path.is_file() and path.stat().st_size:
-        return wfdb_files.read_wfdb(path)
+def _parse(data: bytes) -> Parsed:
     if not data.strip(b"\0 \r\n\t"):
         raise CorruptRecordingError("the file is empty")
     for matches, parse in (

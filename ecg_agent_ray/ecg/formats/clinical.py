@@ -176,16 +176,12 @@ def decode_xml(data: bytes) -> str:
     else:
         declared = re.match(rb"^[^>]{0,100}encoding=[\"']([A-Za-z0-9._-]{1,20})[\"']", data)
         encoding = declared[1].decode().lower() if declared else "utf-8"
-        if encoding.replace("_", "-") not in (
-            "utf-8",
-            "us-ascii",
-            "ascii",
-            "iso-8859-1",
-            "latin-1",
-        ):
-            encoding = "latin-1" if encoding.startswith("windows-125") else "utf-8"
+        if encoding.startswith(("windows-125", "iso-8859", "latin")):
+            encoding = "latin-1"
+        elif encoding not in ("utf-8", "ascii", "us-ascii"):
+            encoding = "utf-8"
     try:
-        return data.decode("utf-8-sig" if encoding in ("utf-8", "utf8") else encoding)
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except (UnicodeDecodeError, LookupError) as error:
         raise CorruptRecordingError(f"broken XML: {error}") from error
 

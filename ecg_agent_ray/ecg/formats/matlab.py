@@ -68,10 +68,7 @@ def parse_matlab(data: bytes) -> Parsed:
             inner = value.get("data")
             if isinstance(inner, np.ndarray):
                 rows = orient(inner, f"{name}.data")
-                own = next(
-                    (r for n in _RATE_NAMES if (r := _scalar(value.get(n))) is not None), rate
-                )
-                return _parsed(rows, own or _CPSC_RATE_HZ)
+                return _parsed(rows, _rate_in(value) or rate or _CPSC_RATE_HZ)
         elif isinstance(value, np.ndarray) and value.size > 1:
             rows = orient(value, f"variable {name}")
             if name == "val" and rows.dtype.kind in "iu":
