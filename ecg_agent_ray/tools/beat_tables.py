@@ -17,8 +17,8 @@ from ecg_agent_ray.tools.measurement import BeatTable
 
 __all__ = ["BeatFinder"]
 
-_PREFERRED = "II"
-_PREFERENCE = 0.05
+# P waves stand highest in II, QRS and T in V5; between clean leads their scores say little more
+_PREFERENCE = {"II": 0.2, "I": 0.1, "V5": 0.1}
 _LONGEST_GAP_S = 0.2
 # how far from the median of the leads a lead's boundary may lie to count, ms
 _AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 90.0}
@@ -62,12 +62,11 @@ class BeatFinder:
         return np.empty(0, dtype=np.intp)
 
     def best_lead(self) -> str:
-        """The lead of the highest score; lead II, the rhythm lead, wins near ties."""
+        """The usable lead of the highest score; lead II, the rhythm lead, wins near ties."""
 
         def score(name: str) -> tuple[bool, float]:
             quality = self.quality[name]
-            bonus = _PREFERENCE if name == _PREFERRED else 0.0
-            return quality.status == "usable", quality.score + bonus
+            return quality.status == "usable", quality.score + _PREFERENCE.get(name, 0.0)
 
         return max(self.recording.leads, key=score)
 
