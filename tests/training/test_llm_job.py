@@ -1,0 +1,174 @@
+"""The LLM job for real: Ray Train, DeepSpeed, MLflow; a lost worker changes nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
+from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
+from ecg_agent_ray.training.config import load_config
+from ecg_agent_ray.training.llm import LLMResult, check_compiler, finetune_llm
+from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
+
+
+def dialogue(rate: int) -> Dialogue:
+    output = {
+        "heart_rate": f"{rate}.00",
+        "pr_interval": "160",
+        "qrs_duration": "90",
+        "qtc_interval": "410.00",
+    }
+    return Dialogue(
+        turns=[
+            Turn.user("What is my heart rate?"),
+            Turn.call(Action.CALL_MEASUREMENT, "A value is asked for.", output),
+            Turn.answer(Action.RESPONSE, "I have it.", f"Your heart rate is {rate} bpm."),
+        ],
+        ecg_files=["a.hea"],
+        metadata={"lead_configuration": "12-lead"},
+    )
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
+    """A random two-layer Llama with the laptop model's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, load_tokenizer
+
+    folder = tmp_path / "tiny"
+    tokenizer = load_tokenizer(LAPTOP_BASE_MODEL)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def job(tmp_path: Path, model: Path | str, name: str, *overrides: str) -> LLMFinetuneConfig:
+    write_dialogues(tmp_path / "train.jsonl", [dialogue(60 + i) for i in range(12)])
+    write_dialogues(tmp_path / "validation.jsonl", [dialogue(100 + i) for i in range(3)])
+    return load_config(
+        LLMFinetuneConfig,
+        None,
+        [
+            f"base_model={model}",
+            f"train={tmp_path / 'train.jsonl'}",
+            f"validation={tmp_path / 'validation.jsonl'}",
+            f"output={tmp_path / name}",
+            "batch.max_tokens=512",
+            "batch.packs_per_step=2",
+            "validate_every=2",
+            "checkpoint_every=2",
+            "lora.r=4",
+            *overrides,
+        ],
+    )
+
+
+def losses(result: LLMResult) -> list[float]:
+    import mlflow
+
+    history = mlflow.MlflowClient().get_metric_history(result.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(1, len(history) + 1))
+    return [metric.value for metric in history]
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="multiple of"):
+        finetune_llm(job(tmp_path, "x/y", "out", "batch.packs_per_step=3"))
+
+
+def test_missing_inputs_are_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no file at"):
+        finetune_llm(job(tmp_path, "x/y", "out", "validation=/nowhere.jsonl"))
+    with pytest.raises(ConfigError, match=r"adapter_config\.json"):
+        finetune_llm(job(tmp_path, "x/y", "out", "adapter=/nowhere"))
+
+
+def test_a_missing_compiler_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecg_agent_ray.training.llm._path", lambda: str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=r"g\+\+ and ninja"):
+        check_compiler()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_gives_the_same_losses_and_a_whole_adapter(
+    tmp_path: Path, tiny_model: Path, ray_cluster: Any, stage: int
+) -> None:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    result = finetune_llm(
+        job(tmp_path, tiny_model, "out", "steps=4", f"distributed.zero_stage={stage}")
+    )
+    weights = load_file(Path(result.agent_dir) / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 2
+    assert all(tensor.numel() for tensor in weights.values())
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    PeftModel.from_pretrained(base, result.agent_dir)
+    manifest = json.loads((Path(result.agent_dir) / "ecg_agent.json").read_text())
+    assert manifest["lead_configuration"] == "12-lead"
+    reference = tmp_path.parent / "losses.json"
+    if reference.exists():
+        assert losses(result) == pytest.approx(json.loads(reference.read_text()), rel=2e-3)
+    else:
+        reference.write_text(json.dumps(losses(result)))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_resumes_with_the_same_losses(
+    tmp_path: Path, tiny_model: Path, ray_cluster: Any
+) -> None:
+    undisturbed = finetune_llm(job(tmp_path, tiny_model, "whole", "steps=8"))
+    killer = threading.Thread(target=_kill_a_worker, args=(tmp_path / "killed",), daemon=True)
+    killer.start()
+    resumed = finetune_llm(job(tmp_path, tiny_model, "killed", "steps=8"))
+    killer.join(timeout=5)
+    assert not killer.is_alive()
+    assert losses(resumed) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_a_failed_run(
+    tmp_path: Path, tiny_model: Path, ray_cluster: Any
+) -> None:
+    import mlflow
+
+    (tiny_model / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(TrainingError):
+        finetune_llm(job(tmp_path, tiny_model, "out", "steps=2", "distributed.max_failures=0"))
+    (run,) = mlflow.search_runs(experiment_names=["ecg-agent"], output_format="list")
+    assert run.info.status == "FAILED"
+
+
+def _kill_a_worker(output: Path) -> None:
+    """End one training worker once the first checkpoint is whole."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if list(output.glob("checkpoints/*/checkpoint_*/deepspeed/latest")):
+            for process in psutil.Process().children(recursive=True):
+                if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                    process.kill()
+                    return
+        time.sleep(0.05)
