@@ -273,7 +273,6 @@ def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
         Unknown architecture, or sizes it does not have.
     """
     from ecg_agent_ray.classifier.beat_rhythm import BeatRhythmClassifier, BeatRhythmConfig
-    from ecg_agent_ray.classifier.compact import CompactECGClassifier, CompactECGConfig
     from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransformerConfig
 
     try:
@@ -281,8 +280,6 @@ def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
             return ECGTransformerClassifier(ECGTransformerConfig.from_dict(dict(config)))
         if architecture == "beat_rhythm":
             return BeatRhythmClassifier(BeatRhythmConfig.from_dict(dict(config)))
-        if architecture == "compact":
-            return CompactECGClassifier(CompactECGConfig.from_dict(dict(config)))
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"sizes of the {architecture} network: {error}") from error
     raise ConfigError(
