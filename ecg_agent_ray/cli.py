@@ -56,7 +56,7 @@ for group in (recordings, data, train, evaluate, models, serve, chat, demo):
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; nothing raised on purpose becomes a traceback."""
-    _quiet_libraries()
+    _library_defaults()
     try:
         code = app(list(arguments), standalone_mode=False)
     except EcgAgentError as error:
@@ -80,10 +80,12 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def _quiet_libraries() -> None:
-    """Defaults of chatty libraries; whoever sets one of these variables keeps the say."""
+def _library_defaults() -> None:
+    """Less chatter, quicker reports; whoever sets one of these variables keeps the say."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray Train takes one report a poll, which would hold up steps shorter than its 2 s
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the developer's own stores or cluster."""
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or writes the developer's own stores or cluster, or another test's."""
     monkeypatch.setenv("ECG_AGENT_HOME", str(tmp_path / "state"))
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "ECG_AGENT_API_TOKENS"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        # MLflow keeps its tracking URI for the whole process
+        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

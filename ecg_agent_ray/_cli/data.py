@@ -48,6 +48,15 @@ def synthesize(
         typer.Option(min=0, max=1, help="Of the classifier; repeatable. Left out: 0.5."),
     ] = None,
     explain: Annotated[int, typer.Option(help="Recordings that also get explanations.")] = 20,
+    made_up: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of the training recordings that get made-up outputs, so that every "
+            "statement and missing value occurs; the dialogues about them are marked.",
+        ),
+    ] = 0.0,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Record ids to leave out; repeatable.")
     ] = None,
@@ -61,6 +70,7 @@ def synthesize(
     from ecg_agent_ray import ecg
     from ecg_agent_ray.dialogue import LEAD_CONFIGURATIONS, write_dialogues
     from ecg_agent_ray.dialogue.synthesis import synthesize as write
+    from ecg_agent_ray.dialogue.synthesis import vary
     from ecg_agent_ray.pipelines.facts import collect_facts, find_recordings, split_records
 
     wanted = lead_configuration or ["12-lead"]
@@ -74,6 +84,8 @@ def synthesize(
     )
     written = {}
     for split, facts in split_records(found.facts, SPLITS, seed=seed).items():
+        if split == "train" and made_up:
+            facts += vary(facts, n=round(len(facts) * made_up / (1 - made_up)), seed=seed)
         dialogues = write(facts, n=max(1, round(n * SPLITS[split])), seed=seed, split=split)
         written[split] = str(write_dialogues(output / f"{split}.jsonl", dialogues))
     result = {"records": len(files), "errors": found.errors, "files": written}

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +61,13 @@ def collect_facts(
     explanation covers the classifier's two most probable statements.
     """
     items = [
-        {"file": str(path), "leads": leads, "threshold": threshold, "explain": index < explain}
+        {
+            "file": str(path),
+            "leads": leads,
+            "threshold": threshold,
+            "explain": index < explain,
+            "classifier": classifier,
+        }
         for index, path in enumerate(files)
         for leads in lead_configurations
         for threshold in thresholds
@@ -68,15 +75,10 @@ def collect_facts(
     with local_ray(num_cpus=max(2, concurrency + 1)):
         import ray.data
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        _quiet_ray_data(ray.data)
         rows = (
             ray.data.from_items(items, override_num_blocks=min(len(items), 4 * concurrency))
-            .map(
-                _Tools,  # type: ignore[arg-type]  # the stubs know functions only
-                fn_constructor_kwargs={"classifier": classifier},
-                concurrency=concurrency,
-                num_cpus=1,
-            )
+            .map(_run_tools, compute=ray.data.TaskPoolStrategy(size=concurrency), num_cpus=1)
             .take_all()
         )
     keys = ("file", "leads", "threshold")
@@ -87,6 +89,13 @@ def collect_facts(
     for error in errors:
         logger.warning("%s: %s", error["file"], error["message"])
     return FactsResult(facts, errors)
+
+
+def _quiet_ray_data(ray_data: Any) -> None:
+    """Ray Data tells of its plan and progress at levels meant for its developers."""
+    ray_data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def split_records(
@@ -111,39 +120,40 @@ def split_records(
     }
 
 
-class _Tools:
-    """An actor with one loaded classifier."""
+@cache
+def _classifier(source: str) -> Any:
+    """One load for each worker process, which takes many recordings."""
+    from ecg_agent_ray.classifier import load_classifier
 
-    def __init__(self, classifier: str) -> None:
-        from ecg_agent_ray.classifier import load_classifier
+    return load_classifier(source)
 
-        self.classifier = load_classifier(classifier)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return {**item, "facts": json.dumps(self._facts(item)), "error": ""}
-        except EcgAgentError as error:
-            return {**item, "facts": "", "error": str(error)}
+def _run_tools(item: dict[str, Any]) -> dict[str, Any]:
+    """An item with its facts as JSON, or with what went wrong."""
+    try:
+        return {**item, "facts": json.dumps(_tool_outputs(item)), "error": ""}
+    except EcgAgentError as error:
+        return {**item, "facts": "", "error": str(error)}
 
-    def _facts(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Fields of :class:`RecordFacts`; they cross process borders as JSON."""
-        from ecg_agent_ray import ecg, tools
 
-        recording = ecg.read(item["file"])
-        leads: LeadConfiguration = item["leads"]
-        found = tools.classify(
-            recording, model=self.classifier, threshold=item["threshold"], leads=leads
-        )
-        explanation = {}
-        if item["explain"]:
-            for label in found.to_dict()["positive"][:2]:
-                told = tools.explain(recording, label, model=self.classifier, leads=leads)
-                explanation[label] = told.to_dialogue()
-        return {
-            "record_id": recording.record_id,
-            "ecg_file": Path(item["file"]).name,
-            "lead_configuration": leads,
-            "measurement": tools.measure(recording, lead=_MEASURED_LEAD[leads]).to_dialogue(),
-            "classification": found.to_dialogue(),
-            "explanation": explanation or None,
-        }
+def _tool_outputs(item: dict[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`RecordFacts`."""
+    from ecg_agent_ray import ecg, tools
+
+    recording = ecg.read(item["file"])
+    classifier = _classifier(item["classifier"])
+    leads: LeadConfiguration = item["leads"]
+    found = tools.classify(recording, model=classifier, threshold=item["threshold"], leads=leads)
+    explanation = {}
+    if item["explain"]:
+        for label in found.to_dict()["positive"][:2]:
+            told = tools.explain(recording, label, model=classifier, leads=leads)
+            explanation[label] = told.to_dialogue()
+    return {
+        "record_id": recording.record_id,
+        "ecg_file": Path(item["file"]).name,
+        "lead_configuration": leads,
+        "measurement": tools.measure(recording, lead=_MEASURED_LEAD[leads]).to_dialogue(),
+        "classification": found.to_dialogue(),
+        "explanation": explanation or None,
+    }

@@ -85,7 +85,7 @@ def write_agent_dialogues(output: Path) -> dict[str, Path]:
     from ecg_agent_ray.dialogue.synthesis import Split, synthesize
 
     files = ecg.samples()
-    facts = collect_facts(files, explain=4).facts
+    facts = collect_facts(files, explain=2).facts
     seen = [fact for fact in facts if fact.record_id not in HELD_OUT]
     unseen = [fact for fact in facts if fact.record_id in HELD_OUT]
     plan: dict[str, tuple[list[Any], int, Split]] = {
@@ -126,6 +126,7 @@ def evaluate_and_promote_agent(
     """Register as challenger, hold the evaluation dialogues with live tools, ask the gate."""
     from ecg_agent_ray import registry
     from ecg_agent_ray.evaluation import evaluate_agent
+    from ecg_agent_ray.plugins.tracking import data_digest
 
     version = registry.log_agent(
         trained.agent_dir,
@@ -140,7 +141,12 @@ def evaluate_and_promote_agent(
         ecg_dir=ecg.samples()[0].parent,
         output=output / "evaluation",
     )
-    registry.attach_evaluation(version.name, version.version, _numbers(metrics))
+    registry.attach_evaluation(
+        version.name,
+        version.version,
+        _numbers(metrics),
+        data_digest=data_digest([dialogues["evaluation"]]),
+    )
     return _promote(version, trained.run_id, "demo-agent")
 
 
