@@ -171,7 +171,7 @@ class TimeoutsConfig(_Model):
     upload_s: PositiveFloat = Field(default=60, description="Reading an upload.")
     tool_s: PositiveFloat = Field(default=60, description="One tool call.")
     chat_s: PositiveFloat = Field(default=300, description="One chat turn, tools included.")
-    ready_s: PositiveFloat = Field(default=3, description="One part's answer to a readiness check.")
+    ready_s: PositiveFloat = Field(default=5, description="One part's answer to a readiness check.")
 
 
 class ServiceConfig(_Model):

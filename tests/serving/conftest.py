@@ -17,7 +17,12 @@ import pytest
 from ecg_agent_ray import ecg
 from ecg_agent_ray.agent.load import AgentManifest, write_manifest
 from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
-from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig, LimitsConfig
+from ecg_agent_ray.serving.config import (
+    DeploymentConfig,
+    DeploymentsConfig,
+    LimitsConfig,
+    TimeoutsConfig,
+)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -101,6 +106,8 @@ def service(
         classifier="auto",
         store=str(folder / "ecgs"),
         tokens_file=tokens_file,
+        # a busy machine is not a missing part
+        timeouts=TimeoutsConfig(ready_s=30),
         limits=LimitsConfig(upload_bytes=2_000_000, duration_s=60, messages=12, message_chars=500),
         deployments=DeploymentsConfig(
             ingress=small, measurement=small, classification=small, agent=small

@@ -251,7 +251,8 @@ def test_a_killed_part_degrades_and_comes_back(service: Any, ecg_id: str) -> Non
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert client.post(f"/v1/ecgs/{ecg_id}/measurement").status_code == 200
-            assert client.get("/readyz").status_code == 200
+            ready = client.get("/readyz")
+            assert ready.status_code == 200, ready.text
             answer = client.post(f"/v1/ecgs/{ecg_id}/classification", timeout=90)
             statuses.append(answer.status_code)
             if answer.status_code == 200:
