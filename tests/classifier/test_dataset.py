@@ -45,7 +45,7 @@ def test_shipped_records() -> None:
     records = read_source("manifest", ecg.samples()[0].parent)
     assert len(records) == 12
     first = records[0]
-    assert (first.record_id, first.patient_id) == ("3", "ptbxl-20372")
+    assert (first.record_id, first.patient_id) == ("00003_hr", "ptbxl-20372")
     # SR has likelihood 0.0, which means "not stated", and counts
     assert first.positives == {"NORM", "SR"}
     targets, mask = label_matrix(records, LABELS, ["NORM", "SR"])

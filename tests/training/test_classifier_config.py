@@ -34,7 +34,9 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 
 
 def test_calibration_needs_folds() -> None:
-    with pytest.raises(ConfigError, match="calibrate needs cross_validation_folds"):
+    with pytest.raises(
+        ConfigError, match="calibrate and drop_unlearned need cross_validation_folds"
+    ):
         load_config(
             ClassifierFinetuneConfig,
             None,

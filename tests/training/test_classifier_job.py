@@ -16,7 +16,7 @@ from ecg_agent_ray.training.classifier import ClassifierTrainResult, finetune_cl
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 from ecg_agent_ray.training.config import load_config
 
-HELD_OUT = ["3", "139", "351", "385"]
+HELD_OUT = ["00003_hr", "00139_hr", "00351_hr", "00385_hr"]
 
 
 def configured(folder: Path, *overrides: str) -> ClassifierFinetuneConfig:
