@@ -42,7 +42,7 @@ class Service:
 
     def client(self, name: str | None = "alice") -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=180)
 
 
 @pytest.fixture(scope="session")

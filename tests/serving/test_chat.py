@@ -16,7 +16,7 @@ TOOLS = {"measurement", "classification", "explanation"}
 @pytest.fixture(scope="module")
 def client(service: Any) -> openai.OpenAI:
     return openai.OpenAI(
-        base_url=f"{service.url}/v1", api_key=service.tokens["alice"], max_retries=0, timeout=90
+        base_url=f"{service.url}/v1", api_key=service.tokens["alice"], max_retries=0, timeout=180
     )
 
 
@@ -192,7 +192,7 @@ def test_an_abandoned_stream_is_not_generated_on(
         "stream": True,
         "ecg_agent": {"ecg_id": ecg_id},
     }
-    abandoned = 32
+    abandoned = 12
     with service.client() as http:
         for _ in range(abandoned):
             with http.stream("POST", "/v1/chat/completions", json=body) as answer:
