@@ -92,6 +92,7 @@ def _library_defaults() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "DS_LOG_LEVEL": "error",
     }.items():
         os.environ.setdefault(name, value)

@@ -111,33 +111,34 @@ def classify(
     threshold: Annotated[str, typer.Option(help="A probability, or model: its own.")] = "0.5",
     leads: Leads = "12-lead",
     labels: Annotated[
-        Path | None, typer.Option(help="File naming the labels to report, one a line.")
+        Path | None,
+        typer.Option(help="The names of a checkpoint's outputs, one a line, when it has none."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give the probability of each SCP-ECG statement."""
     from ecg_agent_ray import ecg, tools
 
-    classifier = load_classifier_uri(model)
+    classifier = load_classifier_uri(model, labels)
     cut: float | Literal["model"] = "model" if threshold == "model" else _probability(threshold)
-    wanted = None if labels is None else _read_labels(labels)
 
     def work(file: str) -> dict[str, Any]:
-        found = tools.classify(ecg.read(file), model=classifier, threshold=cut, leads=leads)
-        return _only(found.to_dict(), wanted)
+        recording = ecg.read(file)
+        return tools.classify(recording, model=classifier, threshold=cut, leads=leads).to_dict()
 
     each_file(files, work, as_json=as_json, show=_show_classification)
 
 
-def load_classifier_uri(uri: str) -> Any:
-    """A classifier by registry URI, path or ``builtin:``."""
-    from ecg_agent_ray.classifier import load_classifier
+def load_classifier_uri(uri: str, labels: Path | None = None) -> Any:
+    """A classifier by registry URI, path or ``builtin:``; ``labels`` names its outputs."""
+    from ecg_agent_ray.classifier import load_classifier, read_labels
 
+    source: str | Path = uri
     if uri.startswith("models:/"):
         from ecg_agent_ray.registry import resolve
 
-        return load_classifier(resolve(uri))
-    return load_classifier(uri)
+        source = resolve(uri)
+    return load_classifier(source, labels=None if labels is None else read_labels(labels))
 
 
 def _probability(text: str) -> float:
@@ -148,28 +149,6 @@ def _probability(text: str) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(f"--threshold {text!r} is neither a number from 0 to 1 nor 'model'")
     return value
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read labels from {path}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _only(result: dict[str, Any], wanted: list[str] | None) -> dict[str, Any]:
-    if wanted is None:
-        return result
-    unknown = [label for label in wanted if label not in result["labels"]]
-    if unknown:
-        raise ConfigError(f"the model has no label {', '.join(unknown)}")
-    kept = set(wanted)
-    return result | {
-        "labels": {label: result["labels"][label] for label in wanted},
-        "positive": [label for label in result["positive"] if label in kept],
-        "not_assessed": [label for label in result["not_assessed"] if label in kept],
-    }
 
 
 def _show_classification(result: Mapping[str, Any]) -> None:

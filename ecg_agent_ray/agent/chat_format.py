@@ -31,10 +31,14 @@ _MARK = "\u241fCONTENT\u241f"
 
 @dataclass(frozen=True)
 class EncodedDialogue:
-    """``input_ids`` and ``labels`` of equal length; IGNORE_INDEX outside assistant text."""
+    """Lists of equal length; ``labels`` are IGNORE_INDEX outside assistant text.
+
+    ``is_action`` marks the tokens that name an action: few among many, they decide what happens.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    is_action: list[bool]
 
     @property
     def n_targets(self) -> int:
@@ -141,17 +145,20 @@ class ChatFormat:
             raise InputError("the first message must be the system message")
         ids: list[int] = []
         labels: list[int] = []
+        is_action: list[bool] = []
 
-        def add(new: list[int], *, target: bool = False) -> None:
+        def add(new: list[int], *, target: bool = False, action: int = 0) -> None:
             ids.extend(new)
             labels.extend(new if target else [IGNORE_INDEX] * len(new))
+            is_action.extend(index < action for index in range(len(new)))
 
         for position, message in enumerate(messages):
             role, content = message["role"], str(message["content"])
             if role == "assistant":
                 add(self.assistant_open_ids)
                 own, marker, tool_output = content.partition(TOOL_OUTPUT_MARKER)
-                add(self.content_ids(own), target=True)
+                named = self.content_ids(own.partition("\n")[0])
+                add(self.content_ids(own), target=True, action=len(named))
                 if marker:
                     add(self.ids(marker), target=True)
                     add(self.content_ids(tool_output))
@@ -166,7 +173,7 @@ class ChatFormat:
                 raise InputError(
                     f"message {position} has role {role!r}; expected user or assistant"
                 )
-        return EncodedDialogue(ids, labels)
+        return EncodedDialogue(ids, labels, is_action)
 
     @cached_property
     def _frame_cache(self) -> dict[str, list[int]]:

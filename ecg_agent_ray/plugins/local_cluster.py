@@ -8,6 +8,7 @@ workers through the environment; it is never written to disk.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -16,7 +17,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+import psutil
+
+from ecg_agent_ray.errors import ServiceError
+
 __all__ = ["local_ray", "prepare_auth"]
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def prepare_auth() -> None:
@@ -44,6 +51,7 @@ def local_ray(
 
     ``address`` (or ``RAY_ADDRESS``) joins a running cluster instead of starting one. ``env_vars``
     are set in every worker. ``num_cpus`` may exceed the machine's cores: it is a scheduling budget.
+    Raises :class:`ServiceError` where the local cluster does not come up.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -53,23 +61,78 @@ def local_ray(
     if ray.is_initialized():
         yield ray
         return
-    runtime_env = {"env_vars": env_vars} if env_vars else None
     options: dict[str, Any] = {
-        "runtime_env": runtime_env,
+        "runtime_env": {"env_vars": env_vars} if env_vars else None,
         "log_to_driver": log_to_driver,
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
     if address:
         ray.init(address=address, **options)
-    else:
-        ray.init(
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+        return
+    with _no_ray_process_left():
+        try:
+            _start(ray, num_cpus=num_cpus, **options)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _start(ray: Any, **options: Any) -> None:
     try:
-        yield ray
+        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+    except Exception as error:
+        # Ray raises a bare Exception when a part of it is not up after 30 s
+        if type(error) is not Exception and not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        raise ServiceError(
+            f"the local Ray cluster did not start: {error}",
+            hint="is the machine busy? try again, or give RAY_ADDRESS",
+        ) from error
+
+
+@contextlib.contextmanager
+def _no_ray_process_left(grace_s: float = 5.0) -> Iterator[None]:
+    """End what Ray leaves behind when its own shutdown was cut short, by an interrupt above all.
+
+    Ray's workers outlive a killed raylet for a while. Orphans of ours become our children on Linux
+    (PR_SET_CHILD_SUBREAPER), so they can be told from another user's Ray and waited for.
+    """
+    own = psutil.Process()
+    before = {child.pid for child in own.children(recursive=True)}
+    adopted = _adopt_orphans(True)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        left = [child for child in own.children(recursive=True) if child.pid not in before]
+        left = [child for child in left if _is_ray(child)]
+        for child in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        _, stubborn = psutil.wait_procs(left, timeout=grace_s)
+        for child in stubborn:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(stubborn, timeout=grace_s)
+        if adopted:
+            _adopt_orphans(False)
+
+
+def _adopt_orphans(wanted: bool) -> bool:
+    """Whether the kernel does as ``wanted``; other systems than Linux do not have this."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0)
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return command.startswith("ray::") or "/ray/" in command

@@ -62,7 +62,7 @@ def _path() -> str:
 
 
 def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
-    """Run the job to its end and write the agent of the best checkpoint to ``config.output``.
+    """Run the job to its end and write the best checkpoint's agent to ``config.output``/agent.
 
     Uses the running Ray cluster (``RAY_ADDRESS``), else a local one for the time of the job. The
     best checkpoint is that of the lowest validation loss, or the last one without validation data.
@@ -75,7 +75,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     check_compiler()
     config = _resolved(config)
     start = time.perf_counter()
-    output = Path(config.output)
+    output = Path(config.output) / "agent"
     dialogues = read_dialogues(config.train)
     digest = data_digest([path for path in (config.train, config.validation) if path])
     with (

@@ -64,7 +64,7 @@ class LLMFinetuneConfig(StrictConfig):
     )
     train: str = Field(description="Dialogues to train on: JSONL or Parquet in ECG-MTD's form.")
     validation: str | None = Field(default=None, description="Dialogues for validation loss.")
-    output: str = Field(default="outputs/llm", description="Where the agent folder is written.")
+    output: str = Field(default="outputs/llm", description="Folder for agent/ and checkpoints/.")
     storage: str | None = Field(
         default=None, description="Ray Train's checkpoint storage; null: OUTPUT/checkpoints."
     )
@@ -79,6 +79,9 @@ class LLMFinetuneConfig(StrictConfig):
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = 42
     gradient_checkpointing: bool = False
+    action_weight: float = Field(
+        default=1.0, gt=0, description="Loss weight of the tokens that name the next action."
+    )
     lora: LoraSettings = LoraSettings()
     optimizer: Optimizer = Optimizer()
     batch: BatchConfig = BatchConfig()

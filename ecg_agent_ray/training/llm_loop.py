@@ -64,8 +64,8 @@ def build_model(config: LLMFinetuneConfig) -> Any:
     return get_peft_model(base, lora)
 
 
-def sequence_loss(model: Any, pack: Pack, device: Any) -> Any:
-    """Cross-entropy summed over a pack's targets (a scalar tensor).
+def sequence_loss(model: Any, pack: Pack, device: Any, action_weight: float = 1.0) -> Any:
+    """Weighted cross-entropy summed over a pack's targets (a scalar tensor).
 
     Logits are computed at target positions only: with a vocabulary of 49 thousand they are a fifth
     of a small model's work. Without an attention mask transformers builds a block-diagonal one from
@@ -83,7 +83,9 @@ def sequence_loss(model: Any, pack: Pack, device: Any) -> Any:
         logits_to_keep=targets - 1,
         use_cache=False,
     ).logits
-    return cross_entropy(logits[0].float(), labels[targets], reduction="sum")
+    losses = cross_entropy(logits[0].float(), labels[targets], reduction="none")
+    actions = torch.tensor(pack.is_action, device=device)[targets]
+    return (losses * (1 + (action_weight - 1) * actions)).sum()
 
 
 @contextlib.contextmanager
@@ -175,14 +177,14 @@ class LLMWorker:
     def _step(self, step: int, packs: list[Pack]) -> dict[str, Any]:
         start = time.perf_counter()
         mine = packs[self.rank :: self.world]
-        targets = sum(pack.n_targets for pack in packs)
+        weight = sum(pack.total_weight(self.config.action_weight) for pack in packs)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.total)
         total_loss = 0.0
         for pack in mine:
-            loss = sequence_loss(self.engine, pack, self.device)
+            loss = sequence_loss(self.engine, pack, self.device, self.config.action_weight)
             # DeepSpeed averages over workers and accumulation; this makes it a mean over targets
-            self.engine.backward(loss * (self.world * self.accumulation / targets))
+            self.engine.backward(loss * (self.world * self.accumulation / weight))
             self.engine.step()
             total_loss += loss.item()
         seconds = time.perf_counter() - start
@@ -190,10 +192,10 @@ class LLMWorker:
         self.tokens_seen += tokens
         return {
             "global_step": step + 1,
-            "loss": self._sum_over_workers(total_loss) / targets,
+            "loss": self._sum_over_workers(total_loss) / weight,
             "learning_rate": learning_rate(self.config, step, self.total),
             "tokens_per_second": tokens / seconds,
-            "target_tokens": targets,
+            "target_tokens": sum(pack.n_targets for pack in packs),
             "tokens_seen": self.tokens_seen,
         }
 

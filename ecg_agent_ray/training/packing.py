@@ -19,10 +19,11 @@ __all__ = ["Pack", "StepPlan", "make_packs", "truncate"]
 
 @dataclass(frozen=True)
 class Pack:
-    """One row: token ids, labels shifted by the trainer, and positions, all of equal length."""
+    """One row: ids, labels (shifted by the trainer), action marks, positions, of equal length."""
 
     input_ids: list[int]
     labels: list[int]
+    is_action: list[bool]
     position_ids: list[int]
 
     @property
@@ -33,10 +34,22 @@ class Pack:
             for label, position in zip(self.labels, self.position_ids, strict=True)
         )
 
+    def total_weight(self, action_weight: float) -> float:
+        """Sum of the targets' weights: 1, or ``action_weight`` for a token that names an action."""
+        actions = sum(
+            action and position > 0
+            for action, position in zip(self.is_action, self.position_ids, strict=True)
+        )
+        return self.n_targets + (action_weight - 1) * actions
+
 
 def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
     """Keep the beginning: later turns are lost, but none sees a history it would not have had."""
-    return EncodedDialogue(dialogue.input_ids[:max_tokens], dialogue.labels[:max_tokens])
+    return EncodedDialogue(
+        dialogue.input_ids[:max_tokens],
+        dialogue.labels[:max_tokens],
+        dialogue.is_action[:max_tokens],
+    )
 
 
 def make_packs(dialogues: Sequence[EncodedDialogue], max_tokens: int, seed: int) -> list[Pack]:
@@ -65,12 +78,14 @@ def make_packs(dialogues: Sequence[EncodedDialogue], max_tokens: int, seed: int)
 def _join(dialogues: Sequence[EncodedDialogue]) -> Pack:
     ids: list[int] = []
     labels: list[int] = []
+    is_action: list[bool] = []
     positions: list[int] = []
     for dialogue in dialogues:
         ids += dialogue.input_ids
         labels += dialogue.labels
+        is_action += dialogue.is_action
         positions += range(len(dialogue.input_ids))
-    return Pack(ids, labels, positions)
+    return Pack(ids, labels, is_action, positions)
 
 
 class StepPlan:

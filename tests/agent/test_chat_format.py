@@ -51,6 +51,12 @@ def test_targets_are_the_assistants_own_words(chat: ChatFormat) -> None:
         "Action: response\nThought: Say.\nContent: 1 bpm.<|im_end|>"
         "Action: system_bye\nThought: End.\nContent: Bye.<|im_end|>"
     )
+    actions = [
+        label for label, marked in zip(encoded.labels, encoded.is_action, strict=True) if marked
+    ]
+    assert chat.tokenizer.decode(actions) == (
+        "Action: call_measurement_toolAction: responseAction: system_bye"
+    )
     kept = [(i, label) for i, label in enumerate(encoded.labels) if label >= 0]
     assert all(encoded.input_ids[i] == label for i, label in kept)
 

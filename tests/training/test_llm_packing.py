@@ -13,7 +13,7 @@ from ecg_agent_ray.training.packing import StepPlan, make_packs
 def encoded(length: int, start: int) -> EncodedDialogue:
     ids = list(range(start, start + length))
     labels = [IGNORE_INDEX if position % 3 == 0 else token for position, token in enumerate(ids)]
-    return EncodedDialogue(ids, labels)
+    return EncodedDialogue(ids, labels, [position == 1 for position in range(length)])
 
 
 @given(st.lists(st.integers(2, 90), min_size=1, max_size=40), st.integers(0, 5))
@@ -72,7 +72,9 @@ def test_packed_loss_equals_the_loss_of_each_dialogue_alone() -> None:
         )
     ).eval()
     dialogues = [
-        EncodedDialogue(ids, [IGNORE_INDEX, IGNORE_INDEX, *ids[2:]])
+        EncodedDialogue(
+            ids, [IGNORE_INDEX, IGNORE_INDEX, *ids[2:]], [i == 2 for i in range(len(ids))]
+        )
         for ids in (torch.randint(0, 64, (n,)).tolist() for n in (17, 30, 9))
     ]
     (together,) = make_packs(dialogues, 64, seed=0)
@@ -80,4 +82,7 @@ def test_packed_loss_equals_the_loss_of_each_dialogue_alone() -> None:
     with torch.no_grad():
         packed = sequence_loss(model, together, "cpu").item()
         separate = sum(sequence_loss(model, pack, "cpu").item() for pack in alone)
+        weighted = sequence_loss(model, together, "cpu", 3.0).item()
     assert packed == pytest.approx(separate, rel=1e-5)
+    assert weighted > packed
+    assert together.total_weight(3.0) == together.n_targets + 2 * len(dialogues)

@@ -25,10 +25,10 @@ __all__ = [
     "write_agent_dialogues",
 ]
 
-HELD_OUT = ("00003_hr", "00225_hr", "00351_hr", "00424_hr")
-"""Normal, sinus bradycardia, atrial fibrillation, bundle branch block."""
+HELD_OUT = ("00003_hr", "00225_hr", "00296_hr", "00351_hr")
+"""Normal, sinus bradycardia, hypertrophy with ischaemia, atrial fibrillation."""
 
-TALKED_ABOUT = "00225_hr"
+TALKED_ABOUT = "00296_hr"
 """The recording of the dialogue: one that no fine-tuning has seen."""
 
 N_TRAIN, N_VALIDATION, N_EVALUATION = 24, 4, 4
@@ -113,7 +113,7 @@ def finetune_agent(output: Path, dialogues: dict[str, Path], classifier: Registe
         [
             f"train={dialogues['train']}",
             f"validation={dialogues['validation']}",
-            f"output={output / 'agent'}",
+            f"output={output / 'llm'}",
             f"classifier={classifier.uri}",
         ],
     )
