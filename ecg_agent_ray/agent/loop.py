@@ -232,10 +232,15 @@ class _UserTurn:
             generation = self.agent.engine.generate(
                 self.messages, replace(self.request, actions=offered)
             )
-            head = yield from self._read_head(generation)
-            if head.content_begun:
-                yield from self._answer(head.text, generation)
-                return
+            try:
+                head = yield from self._read_head(generation)
+                if head.content_begun:
+                    yield from self._answer(head.text, generation)
+                    return
+            finally:
+                # whoever abandons the turn ends the generation here: left to the garbage
+                # collector it would end inside whatever lock a thread holds at that moment
+                generation.close()
             self.usage.add(generation.usage)
             turn = _parsed(head.text)
             if turn is None or not turn.is_tool_call:
@@ -310,18 +315,20 @@ class _UserTurn:
     def _through(
         self, gate: AnswerGate, pieces: Iterable[str], generation: Generation
     ) -> Iterator[Event]:
-        for piece in pieces:
-            if passed := gate.feed(piece):
-                self._mark("first_content_s")
-                yield ContentDelta(passed)
-            if gate.shut or gate.repeating:
-                break
-        else:
-            self.finish_reason = generation.finish_reason
-            if passed := gate.flush(cut=generation.finish_reason == "length"):
-                self._mark("first_content_s")
-                yield ContentDelta(passed)
-        generation.close()
+        try:
+            for piece in pieces:
+                if passed := gate.feed(piece):
+                    self._mark("first_content_s")
+                    yield ContentDelta(passed)
+                if gate.shut or gate.repeating:
+                    break
+            else:
+                self.finish_reason = generation.finish_reason
+                if passed := gate.flush(cut=generation.finish_reason == "length"):
+                    self._mark("first_content_s")
+                    yield ContentDelta(passed)
+        finally:
+            generation.close()
         self.usage.add(generation.usage)
 
     def _finish(self, action: Action, thought: str, sent: str) -> Iterator[Event]:
