@@ -369,8 +369,9 @@ class _UserTurn:
 def _parsed(text: str) -> Turn | None:
     try:
         return parse_turn(text.rstrip("\n"))
-    except DialogueError as error:
-        _log.warning("unreadable turn: %s", error)
+    except DialogueError:
+        # the error quotes the text, which may repeat what the user said
+        _log.warning("unreadable turn of %d characters", len(text))
         return None
 
 

@@ -76,6 +76,9 @@ def local_ray(
         return
     with _no_ray_process_left():
         try:
+            if not log_to_driver:
+                # raylet's messages go to stdout all the same, where a job's one JSON line belongs
+                ray._private.worker._worker_logs_enabled = False
             _start(ray, num_cpus=num_cpus, **options)
             yield ray
         finally:
