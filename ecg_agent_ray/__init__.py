@@ -1,4 +1,4 @@
-"""ECG agents on Ray and MLflow: train, gate, promote and serve an LLM that reads electrocardiograms."""
+"""ECG agents on Ray and MLflow: train, gate, promote and serve an LLM that reads ECGs."""
 
 from importlib.metadata import PackageNotFoundError, version
 

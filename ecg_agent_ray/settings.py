@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     api_tokens: Path | None = Field(
         default=None,
         validation_alias="ECG_AGENT_API_TOKENS",
-        description="File of name:sha256:scopes lines; bearer tokens are asked for once it has one.",
+        description="File of name:sha256:scopes lines; once it has one, tokens are asked for.",
     )
 
     @property
