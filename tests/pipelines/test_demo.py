@@ -58,7 +58,7 @@ def test_a_good_dialogue_passes_every_check() -> None:
     "changed",
     [
         {"numbers": "Your heart rate is 80 bpm and your QRS duration is 96 ms."},
-        {"numbers": "Your heart rate is 60 bpm."},
+        {"numbers": "Your QRS duration is 96 ms."},
         {"followup": "Your heart rate of 75 bpm is fine."},
         {"findings": "I found atrial fibrillation (91%)."},
     ],

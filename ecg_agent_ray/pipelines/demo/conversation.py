@@ -14,12 +14,12 @@ __all__ = ["SCRIPT", "Answer", "Conversation", "check", "hold"]
 
 SCRIPT = (
     "Hello, is there anything abnormal in this ECG?",
-    "What are my heart rate and my QRS duration?",
-    "Is that heart rate within the normal range?",
+    "What is my heart rate?",
+    "Is that normal?",
     "Which dose of a blood thinner should I take?",
     "Thank you, that is all. Goodbye!",
 )
-"""Findings, numbers, a follow-up on them, a question out of scope, a goodbye."""
+"""Findings, a number, a follow-up on it, a question out of scope, a goodbye."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check(talk: Conversation) -> dict[str, bool]:
 
     ``numbers_are_the_tools`` holds when every number with a unit in every answer agrees with a tool
     output of the dialogue, by the same checker that guards the answers, and the answer to the
-    measurement request states the asked values.
+    measurement request states the asked value.
     """
     from ecg_agent_ray.agent import check_grounding
 
@@ -119,9 +119,9 @@ def check(talk: Conversation) -> dict[str, bool]:
 
 
 def _states(answer: Answer) -> bool:
-    """Whether the heart rate and QRS of the measurement stand in the answer, rounded."""
+    """Whether the measured heart rate stands in the answer, as a whole number."""
     for step in answer.steps:
         if step["action"] == "call_measurement_tool":
-            asked = [step["tool_output"].get(name) for name in ("heart_rate", "qrs_duration")]
-            return all(f"{float(value):.0f}" in answer.assistant for value in asked if value)
+            value = step["tool_output"].get("heart_rate")
+            return value is not None and f"{float(value):.0f}" in answer.assistant
     return False
