@@ -13,6 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Literal
 
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims, sentences, statement_claims
+from ecg_agent_ray.dialogue.ranges import QUANTITIES, Rating, rounded
 from ecg_agent_ray.dialogue.render import parse_tool_output
 
 __all__ = ["Evidence", "Violation", "check_grounding", "correct_rounding", "faithful_sentences"]
@@ -27,6 +28,17 @@ _DETAIL_KEYS = {
     "qrs_ms": "qrs_duration",
     "qtc_bazett_ms": "qtc_interval",
 }
+
+# "below the usual limit" and "below the usual 120 ms" speak of one end, not of the range
+_USUAL = (
+    r" (?:the |its |your )?(?:usual|normal|customary|typical)"
+    r"(?!(?: upper| lower)? (?:limit|maximum|minimum|bound))(?! \d+ ?(?:ms|bpm))"
+)
+_SAID: Mapping[Rating, re.Pattern[str]] = {
+    "high": re.compile(rf"\b(?:over|above|beyond|(?:higher|faster|longer) than){_USUAL}", re.I),
+    "low": re.compile(rf"\b(?:under|below|(?:lower|slower|shorter) than){_USUAL}", re.I),
+}
+"""Words that put a value outside its usual range."""
 
 _IMPLIED_BY_STATEMENT: Mapping[str, tuple[str, ...]] = {
     "SR": ("STACH", "SBRAD", "SARRH"),
@@ -206,12 +218,33 @@ def check_grounding(
             reason = f"the tools gave {expected}" if expected else "no tool gave it"
             sentence = _sentence_at(answer, claim.span[0])
             violations.append(Violation("number", claim.text, sentence, reason, expected))
+        elif fault := _misrated(claim, _sentence_at(answer, claim.span[0])):
+            violations.append(fault)
     violations += [
         Violation("statement", stated.code, stated.text, "not among the classifier's findings")
         for stated in statement_claims(answer)
         if not evidence.supports(stated.code)
     ]
     return violations
+
+
+def _misrated(claim: NumberClaim, sentence: str) -> Violation | None:
+    """A right value said to lie on the wrong side of its usual range, such as 62 bpm "over" it.
+
+    Sentences with several numbers of this ECG are left alone: whose rating it is cannot be told.
+    """
+    key = claim.quantity or ("heart_rate" if claim.dimension == "rate" else None)
+    if key not in QUANTITIES or claim.comparison != "equal":
+        return None
+    if sum(other.comparison == "equal" for other in number_claims(sentence)) > 1:
+        return None
+    quantity = QUANTITIES[key]
+    rating = quantity.rate(rounded(claim.value))
+    for said, words in _SAID.items():
+        if said != rating and words.search(sentence):
+            reason = f"{claim.value:g} {quantity.unit} is {rating}, usual is {quantity.usual}"
+            return Violation("number", claim.text, sentence, reason)
+    return None
 
 
 def correct_rounding(answer: str, tool_outputs: Sequence[Any]) -> str:
