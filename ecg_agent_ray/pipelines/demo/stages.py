@@ -139,7 +139,7 @@ def evaluate_and_promote_agent(
         model=str(registry.resolve(version.uri)),
         classifier=str(registry.resolve(classifier.uri)),
         ecg_dir=ecg.samples()[0].parent,
-        output=output / "evaluation",
+        output=output / "evaluation" / f"version-{version.version}",
     )
     registry.attach_evaluation(
         version.name,
