@@ -66,7 +66,8 @@ def run(arguments: Sequence[str]) -> int:
         show = getattr(error, "show", None)  # usage errors know how to point at the option
         show() if show is not None else typer.echo(f"error: {error}", err=True)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, SystemExit):
+        # no command exits by itself: SystemExit is how Ray Train answers Ctrl-C
         typer.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
