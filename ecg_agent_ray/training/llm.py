@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ecg_agent_ray import __version__
+from ecg_agent_ray.agent.base_model import resolve_base_model
 from ecg_agent_ray.agent.load import AgentManifest, write_manifest
 from ecg_agent_ray.dialogue import LeadConfiguration, read_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
@@ -74,6 +75,8 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     """
     check_compiler()
     config = _resolved(config)
+    # here, not in the workers: with a cold cache they would all make the same folder at once
+    resolve_base_model(config.base_model)
     start = time.perf_counter()
     output = Path(config.output) / "agent"
     dialogues = read_dialogues(config.train)
