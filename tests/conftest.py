@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,36 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("development data is not beside this checkout")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables, so they are made once and copied."""
+    import mlflow
+
+    from ecg_agent_ray.plugins.tracking import configure
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    configure(f"sqlite:///{path}")
+    mlflow.MlflowClient().search_registered_models()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    mlflow.set_tracking_uri(None)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_database: Path) -> Iterator[str]:
+    """URI of a fresh SQLite store, which MLflow uses during the test."""
+    import mlflow
+
+    from ecg_agent_ray.plugins.tracking import configure
+
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    configure(uri, artifact_root=tmp_path / "artifacts", experiment="tests")
+    yield uri
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

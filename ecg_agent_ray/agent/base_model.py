@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
 
@@ -109,10 +111,19 @@ def _dequantised(gguf: Path) -> Path:
     folder = load_settings().cache_dir / "base-models" / f"{gguf.stem}-{key}"
     if (folder / "config.json").is_file():
         return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        # another process may have made it while this one waited
+        if not (folder / "config.json").is_file():
+            _dequantise(gguf, folder)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
     import torch
+    from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -121,15 +132,15 @@ def _dequantised(gguf: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-        model.save_pretrained(scratch)
+        # model.save_pretrained writes on rank 0 alone once torch.distributed is initialised, but
+        # each node of a training job needs its own copy
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(scratch)
+        model.generation_config.save_pretrained(scratch)
+        save_model(model, str(scratch / "model.safetensors"), metadata={"format": "pt"})
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         tokenizer.save_pretrained(scratch)
-        try:
-            scratch.replace(folder)
-        except OSError:
-            # another process made the same folder first; its content is the same
-            if not (folder / "config.json").is_file():
-                raise
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder

@@ -23,12 +23,19 @@ from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
 from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
 
-__all__ = ["MANIFEST_NAME", "AgentManifest", "load_agent", "read_manifest", "write_manifest"]
+__all__ = [
+    "BUILTIN_AGENT",
+    "MANIFEST_NAME",
+    "AgentManifest",
+    "load_agent",
+    "read_manifest",
+    "write_manifest",
+]
 
 _log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "ecg_agent.json"
-_BUILTIN = Path(__file__).resolve().parent.parent / "_data" / "agent"
+BUILTIN_AGENT = Path(__file__).resolve().parent.parent / "_data" / "agent"
 
 
 class AgentManifest(BaseModel):
@@ -113,7 +120,7 @@ def load_agent(
         manifest = AgentManifest(base_model=text.removeprefix("base:"))
         folder = None
     else:
-        folder = _BUILTIN if text == "builtin:" else Path(text).expanduser()
+        folder = BUILTIN_AGENT if text == "builtin:" else Path(text).expanduser()
         manifest = read_manifest(folder)
     if manifest.prompt_version != PROMPT_VERSION:
         _log.warning(

@@ -17,7 +17,7 @@ import yaml
 
 from ecg_agent_ray import __version__
 from ecg_agent_ray.agent.base_model import resolve_base_model
-from ecg_agent_ray.agent.load import AgentManifest, write_manifest
+from ecg_agent_ray.agent.load import BUILTIN_AGENT, AgentManifest, write_manifest
 from ecg_agent_ray.dialogue import LeadConfiguration, read_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
 from ecg_agent_ray.plugins.local_cluster import local_ray
@@ -29,8 +29,6 @@ from ecg_agent_ray.training.llm_data import common_lead_configuration
 __all__ = ["LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
 
 logger = logging.getLogger(__name__)
-
-BUILTIN_AGENT = Path(__file__).resolve().parents[1] / "_data" / "agent"
 
 
 @dataclass(frozen=True)
