@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LIMB_LEADS", "STANDARD_LEADS", "derive_limb_leads", "normalise_lead", "unique_leads"]
+__all__ = [
+    "LIMB_LEADS",
+    "STANDARD_LEADS",
+    "derive_limb_leads",
+    "normalise_lead",
+    "standard_order",
+    "unique_leads",
+]
 
 LIMB_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF")
 STANDARD_LEADS = (*LIMB_LEADS, "V1", "V2", "V3", "V4", "V5", "V6")
@@ -73,5 +80,14 @@ def derive_limb_leads(
         "aVL": one - two / 2,
         "aVF": two - one / 2,
     } | have
-    order = [n for n in STANDARD_LEADS if n in have] + [n for n in leads if n not in STANDARD_LEADS]
-    return np.stack([have[name] for name in order]), tuple(order)
+    return standard_order(np.stack(list(have.values())), tuple(have))
+
+
+def standard_order(
+    signal: npt.NDArray[np.float32], leads: tuple[str, ...]
+) -> tuple[npt.NDArray[np.float32], tuple[str, ...]]:
+    """Rows and names with the standard leads in their order, further leads behind."""
+    order = [n for n in STANDARD_LEADS if n in leads] + [
+        n for n in leads if n not in STANDARD_LEADS
+    ]
+    return signal[[leads.index(name) for name in order]], tuple(order)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from ecg_agent_ray.ecg.formats import clinical, matlab, tables, wfdb_files
+from ecg_agent_ray.ecg.formats import clinical, matlab, muse, philips, scp, tables, wfdb_files
+from ecg_agent_ray.ecg.formats.markup import xml_root_name
 from ecg_agent_ray.ecg.formats.parsed import Parsed
-from ecg_agent_ray.ecg.leads import derive_limb_leads, unique_leads
+from ecg_agent_ray.ecg.leads import derive_limb_leads, standard_order, unique_leads
 from ecg_agent_ray.ecg.recording import Recording
 from ecg_agent_ray.errors import (
     CorruptRecordingError,
@@ -28,7 +30,17 @@ SUPPORTED_FORMATS = (
     "EDF/BDF",
     "DICOM waveform",
     "HL7 aECG",
+    "GE MUSE XML",
+    "Philips Sierra XML",
+    "SCP-ECG",
 )
+_XML_PARSERS: dict[str, Callable[[bytes], Parsed]] = {
+    "AnnotatedECG": clinical.parse_aecg,
+    "RestingECG": muse.parse_muse,
+    "restingecgdata": philips.parse_philips,
+}
+# one ECG is one recording whichever of these it was exported as, so their leads are put in order
+_CLINICAL_FORMATS = ("dicom", "aecg", "muse-xml", "philips-xml", "scp-ecg")
 _MAX_BYTES = 1 << 30
 _RATE_TOLERANCE = 1e-3
 _SUPPORTED_HINT = "supported: " + ", ".join(SUPPORTED_FORMATS)
@@ -123,6 +135,7 @@ def _parse(data: bytes) -> Parsed:
         (data[:4] == b"PAR1", tables.parse_parquet),
         (data[128:132] == b"DICM", clinical.parse_dicom),
         (data[:8] in (b"0       ", b"\xffBIOSEMI"), clinical.parse_edf),
+        (scp.is_scp(data), scp.parse_scp),
         (matlab.is_matlab(data), matlab.parse_matlab),
     ):
         if matches:
@@ -131,9 +144,9 @@ def _parse(data: bytes) -> Parsed:
 
 
 def _parse_text_form(data: bytes) -> Parsed:
-    root = clinical.xml_root_name(data)
-    if root == "AnnotatedECG":
-        return clinical.parse_aecg(data)
+    root = xml_root_name(data)
+    if root in _XML_PARSERS:
+        return _XML_PARSERS[root](data)
     if root is not None:
         raise UnsupportedFormatError(f"XML with the root element {root!r}", hint=_SUPPORTED_HINT)
     if wfdb_files.is_header(data):
@@ -144,7 +157,6 @@ def _parse_text_form(data: bytes) -> Parsed:
     if tables.is_table_text(data):
         return tables.parse_text(data)
     known = "an HDF5 (MATLAB 7.3) file" if data[:4] == b"\x89HDF" else "no ECG format that is read"
-    known = "an SCP-ECG file" if data[16:22] == b"SCPECG" else known
     raise UnsupportedFormatError(f"the content is {known}", hint=_SUPPORTED_HINT)
 
 
@@ -160,6 +172,8 @@ def _recording(parsed: Parsed, stem: str, sampling_rate: float | None) -> Record
     elif sampling_rate is not None and abs(rate - sampling_rate) > _RATE_TOLERANCE * rate:
         raise RecordingError(f"it is sampled at {rate:g} Hz, not the {sampling_rate:g} Hz given")
     signal, leads = derive_limb_leads(parsed.signal, unique_leads(parsed.leads))
+    if parsed.format in _CLINICAL_FORMATS:
+        signal, leads = standard_order(signal, leads)
     return Recording(
         signal=signal,
         sampling_rate=rate,

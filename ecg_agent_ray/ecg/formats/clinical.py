@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray.ecg.formats.markup import parse_document
 from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, millivolts_per
 from ecg_agent_ray.ecg.leads import STANDARD_LEADS, normalise_lead
 from ecg_agent_ray.errors import CorruptRecordingError
@@ -18,7 +19,7 @@ from ecg_agent_ray.errors import CorruptRecordingError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["decode_xml", "parse_aecg", "parse_dicom", "parse_edf", "xml_root_name"]
+__all__ = ["parse_aecg", "parse_dicom", "parse_edf"]
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 # ISO/IEEE 11073-10101 codes of the standard leads, as DICOM CID 3001 lists them
@@ -167,47 +168,9 @@ def _runs(mask: npt.NDArray[np.bool_], shortest: int) -> npt.NDArray[np.bool_]:
     return kept
 
 
-def decode_xml(data: bytes) -> str:
-    """XML bytes as text, by byte order mark or declaration. Raises CorruptRecordingError."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif data[:4] in (b"<\0?\0", b"\0<\0?"):
-        encoding = "utf-16-le" if data[:1] == b"<" else "utf-16-be"
-    else:
-        declared = re.match(rb"^[^>]{0,100}encoding=[\"']([A-Za-z0-9._-]{1,20})[\"']", data)
-        encoding = declared[1].decode().lower() if declared else "utf-8"
-        if encoding.startswith(("windows-125", "iso-8859", "latin")):
-            encoding = "latin-1"
-        elif encoding not in ("utf-8", "ascii", "us-ascii"):
-            encoding = "utf-8"
-    try:
-        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise CorruptRecordingError(f"broken XML: {error}") from error
-
-
-def xml_root_name(data: bytes) -> str | None:
-    """The local name of the root element; None where these bytes do not begin as XML."""
-    if not data[:64].lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"<"):
-        return None
-    head = data[: 65536 - 65536 % 4].replace(b"\0", b"").decode("latin-1")
-    head = re.sub(r"<!--.*?-->|<\?.*?\?>", "", head, flags=re.S)
-    match = re.search(r"<(?:[\w.-]+:)?([A-Za-z_][\w.-]*)", head)
-    return match[1] if match else ""
-
-
 def parse_aecg(data: bytes) -> Parsed:
-    """HL7 annotated ECG (FDA): the first series' first sequence set, not the derived beats.
-
-    Documents with a DOCTYPE are refused, since entities could grow without bound.
-    """
-    text = decode_xml(data)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise CorruptRecordingError("the XML declares a document type, which no aECG needs")
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError, RecursionError, MemoryError) as error:
-        raise CorruptRecordingError(f"broken XML: {error}") from error
+    """HL7 annotated ECG (FDA): the first series' first sequence set, not the derived beats."""
+    root = parse_document(data)
     for series in root.findall(".//{*}series"):
         for sequences in series.findall(".//{*}sequenceSet"):
             if parsed := _sequence_set(sequences):
