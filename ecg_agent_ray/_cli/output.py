@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -12,7 +14,7 @@ from rich.table import Table
 
 from ecg_agent_ray.errors import EcgAgentError
 
-__all__ = ["console", "each_file", "emit", "error_object", "key_value_table"]
+__all__ = ["console", "each_file", "emit", "error_object", "key_value_table", "stderr_progress"]
 
 console = Console(highlight=False)
 
@@ -62,3 +64,39 @@ def key_value_table(title: str, rows: Mapping[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, "—" if value is None else str(value))
     return table
+
+
+@contextmanager
+def stderr_progress(what: str, *, every_s: float = 5.0) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that takes (done, total) and tells stderr the rate and the time left.
+
+    On a terminal it is a bar; elsewhere a line every ``every_s`` seconds and at the end, so that a
+    log shows it too. Records done before the first call do not count for the rate.
+    """
+    begin = last = time.monotonic()
+    before: int | None = None
+    terminal = Console(stderr=True, highlight=False)
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, before
+        now = time.monotonic()
+        before = done if before is None else before
+        due = now - last >= (0.2 if terminal.is_terminal else every_s)
+        if not due and done < total:
+            return
+        last = now
+        rate = (done - before) / max(now - begin, 1e-9)
+        text = f"{what}: {done} of {total}"
+        if rate > 0:
+            left = (total - done) / rate
+            text += f", {rate:.1f} records/s" + (f", {_duration(left)} left" if left else "")
+        end = "\r" if terminal.is_terminal and done < total else "\n"
+        terminal.print(f"{text:<78}", end=end, soft_wrap=True)
+
+    yield report
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

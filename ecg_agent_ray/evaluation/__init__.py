@@ -1,4 +1,4 @@
-"""How good an agent is: the paper's protocol, its metrics, and files others can score again."""
+"""How good an agent and its tools are: the paper's protocol, metrics, files to score again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "align_turns": "alignment",
     "evaluate_agent": "run",
+    "evaluate_measurement": "measurement",
     "predict": "protocol",
     "read_predictions": "protocol",
     "score": "metrics",
