@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 from ecg_agent_ray import __version__
-from ecg_agent_ray._cli import chat, data, demo, evaluate, models, recordings, serve, train
+from ecg_agent_ray._cli import (
+    chat,
+    data,
+    demo,
+    evaluate,
+    extract,
+    models,
+    recordings,
+    serve,
+    train,
+)
 from ecg_agent_ray.errors import EcgAgentError
 
 __all__ = ["app", "main", "run"]
@@ -50,7 +60,7 @@ def _options(
     logging.getLogger("ecg_agent_ray").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-for group in (recordings, data, train, evaluate, models, serve, chat, demo):
+for group in (recordings, extract, data, train, evaluate, models, serve, chat, demo):
     group.register(app)
 
 

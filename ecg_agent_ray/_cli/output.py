@@ -78,9 +78,10 @@ def stderr_progress(what: str, *, every_s: float = 5.0) -> Iterator[Callable[[in
     terminal = Console(stderr=True, highlight=False)
 
     def report(done: int, total: int) -> None:
-        nonlocal last, before
+        nonlocal begin, last, before
         now = time.monotonic()
-        before = done if before is None else before
+        if before is None:
+            before, begin = done, now
         due = now - last >= (0.2 if terminal.is_terminal else every_s)
         if not due and done < total:
             return
