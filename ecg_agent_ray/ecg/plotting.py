@@ -1,21 +1,31 @@
 """ECGs on standard paper, true to scale: 25 mm/s and 10 mm/mV on a grid of 1 and 5 mm.
 
-The page is laid out in millimetres, and so are the files: SVG and PDF carry the size, PNG its dots
-per inch, so a print at 100 % can be measured with a ruler.
+The page is laid out in millimetres (see `page`), and so are the files: SVG and PDF carry the size,
+PNG its dots per inch, so a print at 100 % can be measured with a ruler.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ecg_agent_ray.ecg.leads import STANDARD_LEADS
+from ecg_agent_ray.ecg.page import (
+    LIMIT_MM,
+    MARGIN_MM,
+    MM_PER_MV,
+    MM_PER_S,
+    PULSE_X_MM,
+    Layout,
+    Page,
+    Strip,
+    lay_out,
+)
 from ecg_agent_ray.ecg.recording import Recording
 from ecg_agent_ray.errors import InputError
 
@@ -25,31 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "plot"]
 
-Layout = Literal["auto", "3x4", "12x1", "rows"]
-
-MM_PER_S, MM_PER_MV = 25.0, 10.0
-_STRIP_S = 10.0
-_MARGIN_MM, _PULSE_MM, _HEADER_MM, _FOOTER_MM = 6.0, 9.0, 10.0, 7.0
-_ROW_MM = {"3x4": 30.0, "12x1": 20.0, "rows": 35.0}
-_MAX_ROWS = 8
 _DPI = 150
-_PAPER, _MINOR, _MAJOR, _INK = "#fffafa", "#f9d3d3", "#eb9d9d", "#16161d"
-_WAVE_COLOURS = {"p": "#1565c0", "qrs": "#6a1b9a", "r": "#6a1b9a", "t": "#00796b"}
+_PAPER, _MINOR, _MAJOR, _INK, _FAINT = "#fffafa", "#f9d3d3", "#eb9d9d", "#16161d", "#8a7f86"
+_WAVES = {"P": "#1565c0", "QRS": "#6a1b9a", "T": "#00796b"}
+_WAVE_OF = {"p": "P", "qrs": "QRS", "r": "QRS", "t": "T"}
 _REGION_COLOUR = "#f9a825"
-_GRID_3X4 = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+_LINE_MM = 0.28
+_MOST_SAMPLES_PER_S = 1000
 _FORMATS = ("png", "svg", "pdf")
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """A stretch of one lead: its place on the page (mm) and its time (s)."""
-
-    lead: str
-    x_mm: float
-    y_mm: float
-    height_mm: float
-    start_s: float
-    end_s: float
 
 
 def plot(
@@ -76,7 +69,7 @@ def plot(
         ``lead`` (all leads without it) and ``score`` (0 to 1, how strongly).
     layout
         ``3x4`` with a rhythm strip below (2.5 s a lead), ``12x1`` (10 s a lead), ``rows`` (the
-        first lead, ten seconds a row, at most eight); ``auto`` takes what the leads allow.
+        first lead, ten seconds a row, at most eight); ``auto`` takes what leads and length allow.
     start_s
         Where in the recording the page begins, seconds.
 
@@ -89,11 +82,14 @@ def plot(
         raise InputError(f"cannot plot to {file_format!r}", hint=f"one of {', '.join(_FORMATS)}")
     if not 0 <= start_s < recording.duration_s:
         raise InputError(f"the plot begins at {start_s:g} s of {recording.duration_s:g} s")
-    strips, width_mm, height_mm = _page(recording, _layout(recording, layout), start_s)
-    figure, axes = _paper(width_mm, height_mm)
-    _captions(axes, recording, start_s, width_mm, height_mm)
-    for strip in strips:
-        _draw(axes, recording, strip, regions or (), marks or ())
+    page = lay_out(recording, layout, start_s)
+    figure, axes = _paper(page.width_mm, page.height_mm)
+    _captions(axes, recording, page, marked=bool(marks))
+    for strip in page.strips:
+        _highlight(axes, strip, page.row_mm, regions or ())
+        _draw(axes, strip, recording.sampling_rate)
+        for beat in marks or ():
+            _mark(axes, strip, beat, recording.sampling_rate)
     data = _encode(figure, file_format)
     if out is None:
         return data
@@ -102,55 +98,6 @@ def plot(
     except OSError as error:
         raise InputError(f"the plot cannot be written to {out}: {error}") from error
     return Path(out)
-
-
-def _layout(recording: Recording, wanted: str) -> str:
-    twelve = all(lead in recording.leads for lead in STANDARD_LEADS)
-    if wanted == "auto":
-        if twelve:
-            return "3x4"
-        return "rows" if len(recording.leads) == 1 else "12x1"
-    if wanted not in _ROW_MM:
-        raise InputError(f"no layout {wanted!r}", hint="one of auto, 3x4, 12x1, rows")
-    if wanted == "3x4" and not twelve:
-        raise InputError(f"{recording.record_id} has not the twelve leads of a 3x4 page")
-    return wanted
-
-
-def _page(recording: Recording, layout: str, start_s: float) -> tuple[list[_Strip], float, float]:
-    """Strips from top to bottom and the size of the page in mm."""
-    row_mm = _ROW_MM[layout]
-    left = _MARGIN_MM + _PULSE_MM
-    rows = list(_rows(recording, layout, start_s))
-    height = _HEADER_MM + _FOOTER_MM + row_mm * len(rows)
-    strips = [
-        _Strip(lead, left + (begin - origin) * MM_PER_S, y, row_mm, begin, end)
-        for y, (origin, cells) in zip(
-            height - _HEADER_MM - row_mm * (np.arange(len(rows)) + 0.5), rows, strict=True
-        )
-        for lead, begin, end in cells
-    ]
-    return strips, left + _STRIP_S * MM_PER_S + _MARGIN_MM, height
-
-
-def _rows(
-    recording: Recording, layout: str, start_s: float
-) -> Iterator[tuple[float, list[tuple[str, float, float]]]]:
-    """Each row as its origin in time and its cells of (lead, from, to)."""
-    if layout == "3x4":
-        part = _STRIP_S / 4
-        for leads in _GRID_3X4:
-            starts = [start_s + i * part for i in range(4)]
-            yield start_s, [(n, s, s + part) for n, s in zip(leads, starts, strict=True)]
-        yield start_s, [("II", start_s, start_s + _STRIP_S)]
-    elif layout == "12x1":
-        for lead in recording.leads[:24]:
-            yield start_s, [(lead, start_s, start_s + _STRIP_S)]
-    else:
-        count = int(np.ceil((recording.duration_s - start_s) / _STRIP_S))
-        for i in range(min(max(count, 1), _MAX_ROWS)):
-            begin = start_s + i * _STRIP_S
-            yield begin, [(recording.leads[0], begin, begin + _STRIP_S)]
 
 
 def _paper(width_mm: float, height_mm: float) -> tuple[Figure, Axes]:
@@ -175,73 +122,80 @@ def _points(millimetres: float) -> float:
     return millimetres * 72 / 25.4
 
 
-def _captions(
-    axes: Axes, recording: Recording, start_s: float, width_mm: float, height_mm: float
-) -> None:
-    style: dict[str, Any] = {"color": _INK, "fontfamily": "sans-serif"}
-    axes.text(
-        _MARGIN_MM,
-        height_mm - 5,
-        recording.record_id,
-        fontsize=9,
-        weight="bold",
-        va="center",
-        **style,
-    )
-    facts = f"{recording.sampling_rate:g} Hz   {recording.duration_s:.1f} s"
-    facts += f"   from {start_s:g} s" if start_s else ""
-    axes.text(
-        width_mm - _MARGIN_MM, height_mm - 5, facts, fontsize=7, ha="right", va="center", **style
-    )
+def _captions(axes: Axes, recording: Recording, page: Page, *, marked: bool) -> None:
+    top, right = page.height_mm - 5, page.width_mm - MARGIN_MM
+    style: dict[str, Any] = {"color": _INK, "fontfamily": "sans-serif", "va": "center"}
+    name = recording.record_id if len(recording.record_id) <= 60 else recording.record_id[:59] + "…"
+    # a name is no formula, whatever dollar signs it holds
+    axes.text(MARGIN_MM, top, name, fontsize=9, weight="bold", parse_math=False, **style)
+    facts = f"{recording.sampling_rate:g} Hz   "
+    whole = page.start_s == 0 and recording.duration_s - page.end_s < 0.05
+    if not whole:
+        facts += f"{page.start_s:g} to {page.end_s:.4g} s of "
+    facts += f"{recording.duration_s:.1f} s"
+    axes.text(right, top, facts, fontsize=7, ha="right", **style)
     scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV"
-    axes.text(_MARGIN_MM, 3.5, scale, fontsize=7, va="center", **style)
+    if page.clipped:
+        scale += f"   cut at ±{LIMIT_MM / MM_PER_MV:g} mV"
+    axes.text(MARGIN_MM, 3.5, scale, fontsize=7, **style)
+    if marked:
+        style |= {"fontsize": 7, "weight": "bold", "ha": "right"}
+        for (wave, colour), x in zip(_WAVES.items(), (12.5, 4.0, 0.0), strict=True):
+            axes.text(right - x, 3.5, wave, **(style | {"color": colour}))
 
 
-def _draw(
-    axes: Axes,
-    recording: Recording,
-    strip: _Strip,
-    regions: Sequence[Mapping[str, Any]],
-    marks: Sequence[Mapping[str, int | None]],
-) -> None:
-    rate = recording.sampling_rate
-    first, last = round(strip.start_s * rate), round(strip.end_s * rate)
-    lead = recording.lead(strip.lead)
-    values = lead[first:last].astype(np.float64)
-    shown = lead[np.isfinite(lead)]
-    # a constant offset of the electrode is no part of the picture
-    zero = float(np.median(shown)) if shown.size else 0.0
-    reach = strip.height_mm * 0.75
-    x = strip.x_mm + np.arange(values.size) / rate * MM_PER_S
-    y = strip.y_mm + np.clip((values - zero) * MM_PER_MV, -reach, reach)
-    _highlight(axes, strip, regions)
-    if abs(strip.x_mm - _MARGIN_MM - _PULSE_MM) < 1e-6:
+def _draw(axes: Axes, strip: Strip, rate: float) -> None:
+    if strip.first_in_row:
         _pulse(axes, strip)
     else:
         ends = [strip.y_mm - 3, strip.y_mm + 3]
         axes.plot([strip.x_mm] * 2, ends, color=_INK, linewidth=_points(0.25))
-    axes.plot(x, y, color=_INK, linewidth=_points(0.28), solid_joinstyle="round", zorder=3)
-    label_y = strip.y_mm + min(strip.height_mm * 0.33, 9.0)
-    axes.text(
-        strip.x_mm + 1.2, label_y, strip.lead, fontsize=8, weight="bold", color=_INK, zorder=4
+    seconds, trace = _thinned(strip.trace, rate)
+    axes.plot(
+        strip.x_mm + seconds * MM_PER_S,
+        strip.y_mm + trace,
+        color=_INK,
+        linewidth=_points(_LINE_MM),
+        solid_joinstyle="round",
+        zorder=3,
     )
-    for beat in marks:
-        _mark(axes, strip, beat, first, last, rate, y)
+    style: dict[str, Any] = {"color": _INK, "zorder": 4, "parse_math": False}
+    axes.text(*strip.label, strip.caption, fontsize=8, weight="bold", **style)
+    if trace.size and not np.isfinite(trace).any():
+        style["color"] = _FAINT
+        axes.text(strip.x_mm + 2, strip.y_mm, "no signal", fontsize=7, va="center", **style)
 
 
-def _pulse(axes: Axes, strip: _Strip) -> None:
+def _thinned(
+    trace: npt.NDArray[np.float64], rate: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Seconds and heights; of more samples than paper shows, the lowest and highest of each few."""
+    step = int(2 * rate // _MOST_SAMPLES_PER_S)
+    if step <= 2 or trace.size < step:
+        return np.arange(trace.size) / rate, trace
+    groups = trace[: trace.size // step * step].reshape(-1, step)
+    # a gap stays a gap: both places fall on its first sample
+    ends = np.sort([np.argmin(groups, axis=1), np.argmax(groups, axis=1)], axis=0)
+    kept = (np.arange(len(groups)) * step + ends).T.reshape(-1)
+    kept = np.concatenate((kept, np.arange(groups.size, trace.size)))
+    return kept / rate, trace[kept]
+
+
+def _pulse(axes: Axes, strip: Strip) -> None:
     """The calibration pulse: 1 mV for 0.2 s."""
-    x, y = _MARGIN_MM + 1.0, strip.y_mm
+    x, y = PULSE_X_MM[0], strip.y_mm
     steps = [(0, 0), (1, 0), (1, MM_PER_MV), (6, MM_PER_MV), (6, 0), (7, 0)]
     axes.plot(
         [x + dx for dx, _ in steps],
         [y + dy for _, dy in steps],
         color=_INK,
-        linewidth=_points(0.28),
+        linewidth=_points(_LINE_MM),
     )
 
 
-def _highlight(axes: Axes, strip: _Strip, regions: Sequence[Mapping[str, Any]]) -> None:
+def _highlight(
+    axes: Axes, strip: Strip, row_mm: float, regions: Sequence[Mapping[str, Any]]
+) -> None:
     from matplotlib.patches import Rectangle
 
     for region in regions:
@@ -250,35 +204,26 @@ def _highlight(axes: Axes, strip: _Strip, regions: Sequence[Mapping[str, Any]]) 
         if region.get("lead") not in (None, strip.lead) or end <= begin:
             continue
         strength = min(max(float(region.get("score") or 0.5), 0.0), 1.0)
-        corner = (
-            strip.x_mm + (begin - strip.start_s) * MM_PER_S,
-            strip.y_mm - strip.height_mm * 0.45,
-        )
-        size = ((end - begin) * MM_PER_S, strip.height_mm * 0.9)
-        axes.add_patch(
-            Rectangle(
-                corner, *size, facecolor=_REGION_COLOUR, alpha=0.15 + 0.35 * strength, zorder=2
-            )
-        )
+        x = strip.x_mm + (begin - strip.start_s) * MM_PER_S
+        shade: dict[str, Any] = {
+            "facecolor": _REGION_COLOUR,
+            "alpha": 0.15 + 0.35 * strength,
+            "zorder": 2,
+        }
+        corner, width = (x, strip.y_mm - row_mm * 0.45), (end - begin) * MM_PER_S
+        axes.add_patch(Rectangle(corner, width, row_mm * 0.9, **shade))
 
 
-def _mark(
-    axes: Axes,
-    strip: _Strip,
-    beat: Mapping[str, int | None],
-    first: int,
-    last: int,
-    rate: float,
-    trace: np.ndarray[Any, np.dtype[np.float64]],
-) -> None:
+def _mark(axes: Axes, strip: Strip, beat: Mapping[str, int | None], rate: float) -> None:
     """Onsets and offsets as ticks across the trace, peaks as dots on it."""
+    first = round(strip.start_s * rate)
     for name, sample in beat.items():
-        if sample is None or not first <= sample < min(last, first + trace.size):
+        if sample is None or not first <= sample < first + strip.trace.size:
             continue
-        colour = _WAVE_COLOURS.get(name.split("_")[0], _INK)
+        colour = _WAVES.get(_WAVE_OF.get(name.split("_")[0], ""), _INK)
         x = strip.x_mm + (sample - first) / rate * MM_PER_S
-        y = trace[sample - first]
-        y = strip.y_mm if np.isnan(y) else y
+        height = strip.trace[sample - first]
+        y = strip.y_mm + (0.0 if np.isnan(height) else float(height))
         if name.endswith("_peak"):
             axes.plot([x], [y], "o", color=colour, markersize=2.2, markeredgewidth=0, zorder=5)
         else:

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from ecg_agent_ray import ecg
+from ecg_agent_ray.ecg.page import lay_out
+from ecg_agent_ray.ecg.plotting import _thinned
 from ecg_agent_ray.errors import InputError
 
 
@@ -22,10 +24,11 @@ def millimetres(path: Path) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("leads", "layout", "size"),
     [
-        (ecg.STANDARD_LEADS, "auto", (271, 137)),
-        (ecg.STANDARD_LEADS, "12x1", (271, 257)),
-        (("II",), "auto", (271, 52)),
-        (("I", "II"), "auto", (271, 57)),
+        # S of V2 and R of V3 would meet in rows of 20 mm, so that 12x1 is taller
+        (ecg.STANDARD_LEADS, "auto", (270, 140)),
+        (ecg.STANDARD_LEADS, "12x1", (270, 275)),
+        (("II",), "auto", (270, 55)),
+        (("I", "II"), "auto", (270, 65)),
     ],
 )
 def test_page_is_true_to_scale(
@@ -66,10 +69,96 @@ def test_bytes_formats_marks_and_regions(tmp_path: Path) -> None:
     svg = ecg.plot(record, format="svg")
     assert isinstance(svg, bytes)
     width = re.search(rb'width="([\d.]+)pt"', svg)
-    assert width and float(width[1]) / 72 * 25.4 == pytest.approx(271, abs=0.5)
+    assert width and float(width[1]) / 72 * 25.4 == pytest.approx(270, abs=0.5)
     assert b"aVR" in svg
     pdf = ecg.plot(record, tmp_path / "x.pdf")
     assert Path(str(pdf)).read_bytes().startswith(b"%PDF")
+
+
+def recording(signal: np.ndarray, rate: float = 500, leads: object = ("II",)) -> ecg.Recording:
+    return ecg.Recording(signal=signal, sampling_rate=rate, leads=leads)  # type: ignore[arg-type]
+
+
+def spikes(millivolts: float) -> np.ndarray:
+    """Twelve leads of upright and inverted spikes of one height."""
+    wave = np.zeros((12, 5000))
+    wave[:, 100::400] = millivolts
+    wave[:, 101::400] = -millivolts
+    return wave
+
+
+@pytest.mark.parametrize("layout", ["3x4", "12x1"])
+@pytest.mark.parametrize("millivolts", [0.2, 1.5, 3.0, 4.9])
+def test_rows_never_meet_and_nothing_is_cut(layout: str, millivolts: float) -> None:
+    page = lay_out(recording(spikes(millivolts), leads=ecg.STANDARD_LEADS), layout, 0.0)
+    reach = 10 * millivolts
+    zero_lines = sorted({strip.y_mm for strip in page.strips})
+    assert not page.clipped
+    assert np.diff(zero_lines).min() > 2 * reach
+    assert zero_lines[0] > reach
+    assert zero_lines[-1] + reach < page.height_mm - 10
+    assert all(y % 5 == 0 for y in zero_lines), "zero lines lie on the grid"
+    for strip in page.strips:
+        assert strip.trace.max() == pytest.approx(reach)
+
+
+def test_names_stand_clear_of_the_traces() -> None:
+    """No sample of any lead lies inside the box of a lead's name."""
+    records = [ecg.sample(int(path.stem[:5])) for path in ecg.samples()]
+    records.append(recording(spikes(2), leads=ecg.STANDARD_LEADS))
+    for record in records:
+        for layout in ("3x4", "12x1"):
+            strips = lay_out(record, layout, 0.0).strips
+            for named in strips:
+                x, y = named.label
+                for strip in strips:
+                    at = strip.x_mm + np.arange(strip.trace.size) / record.sampling_rate * 25
+                    near = strip.trace[(at >= x) & (at <= x + 2 * len(named.caption))] + strip.y_mm
+                    assert not np.any((near >= y) & (near <= y + 2)), (record, layout, named.lead)
+
+
+def test_what_goes_beyond_five_millivolts_is_cut_and_said() -> None:
+    page = lay_out(recording(spikes(8), leads=ecg.STANDARD_LEADS), "3x4", 0.0)
+    assert page.clipped
+    svg = ecg.plot(recording(spikes(8), leads=ecg.STANDARD_LEADS), format="svg")
+    assert isinstance(svg, bytes)
+    assert "cut at ±5 mV" in svg.decode()
+
+
+def test_fast_sampling_keeps_every_peak() -> None:
+    """At 2000 Hz the lowest and highest of each few samples are drawn; a gap stays a gap."""
+    wave = np.random.default_rng(0).normal(0, 5, 20_003)
+    wave[4000:5000] = np.nan
+    seconds, thinned = _thinned(wave, 2000)
+    assert thinned.size < 0.6 * wave.size
+    assert (np.diff(seconds) >= 0).all()
+    for start in range(0, 20_000, 1000):
+        inside = (seconds >= start / 2000) & (seconds < (start + 1000) / 2000)
+        whole = wave[start : start + 1000]
+        if np.isnan(whole).all():
+            assert np.isnan(thinned[inside]).all()
+            continue
+        assert thinned[inside].max() == whole.max()
+        assert thinned[inside].min() == whole.min()
+
+
+@pytest.mark.parametrize("rate", [100, 250, 500, 1000, 2000])
+@pytest.mark.parametrize("seconds", [2, 10, 120])
+def test_rates_and_lengths(rate: int, seconds: int) -> None:
+    wave = np.sin(np.arange(rate * seconds) / rate * 7)
+    svg = ecg.plot(recording(wave, rate), format="svg")
+    assert isinstance(svg, bytes)
+    facts = f"{rate} Hz   " + ("0 to 80 s of 120.0 s" if seconds == 120 else f"{seconds}.0 s")
+    assert facts in svg.decode()
+    assert len(svg) < 2_500_000
+
+
+def test_missing_leads_are_said_to_be_so() -> None:
+    signal = np.array(ecg.sample(3).signal)
+    signal[7] = np.nan
+    svg = ecg.plot(recording(signal, leads=ecg.STANDARD_LEADS), format="svg")
+    assert isinstance(svg, bytes)
+    assert svg.decode().count("no signal") == 1
 
 
 def test_long_and_broken_recordings_are_drawn() -> None:
