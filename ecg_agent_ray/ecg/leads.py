@@ -20,7 +20,9 @@ __all__ = [
 LIMB_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF")
 STANDARD_LEADS = (*LIMB_LEADS, "V1", "V2", "V3", "V4", "V5", "V6")
 
-_BY_UPPER = {name.upper(): name for name in STANDARD_LEADS}
+# posterior and right-sided chest leads
+_FURTHER = ("V7", "V8", "V9", *(f"V{i}R" for i in range(2, 10)))
+_BY_UPPER = {name.upper(): name for name in (*STANDARD_LEADS, *_FURTHER)}
 _OTHER = {f"{prefix}{numeral}": numeral for prefix in ("ML", "D") for numeral in ("I", "II", "III")}
 _OTHER |= {"D1": "I", "D2": "II", "D3": "III"}
 _PREFIX = re.compile(
@@ -30,7 +32,7 @@ _MAX_NAME = 32
 
 
 def normalise_lead(name: str) -> str:
-    """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V6``, other names trimmed only.
+    """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V9 V2R..V9R``, else trimmed only.
 
     Prefixes that formats add (``MDC_ECG_LEAD_``, ``ECG``, ``Lead``), case, blanks and the modified
     Holter leads (``MLII`` is read as ``II``) are taken care of.

@@ -171,7 +171,7 @@ def _row(
             near = np.clip(columns + shift, 0, _WIDTH_MM - 1)
             np.fmax.at(row.above, near, trace)
             np.fmax.at(row.below, near, -trace)
-        caption = f"{lead}   {begin:g} s" if origin > start_s else lead
+        caption = f"{lead} · {begin:g} s" if origin > start_s else lead
         row.strips.append(Strip(lead, caption, x_mm, begin, end, trace, begin == origin))
     for i, strip in enumerate(row.strips):
         label, columns_taken = _label(strip, row.above, row_mm)

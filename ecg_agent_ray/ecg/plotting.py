@@ -128,15 +128,15 @@ def _captions(axes: Axes, recording: Recording, page: Page, *, marked: bool) -> 
     name = recording.record_id if len(recording.record_id) <= 60 else recording.record_id[:59] + "…"
     # a name is no formula, whatever dollar signs it holds
     axes.text(MARGIN_MM, top, name, fontsize=9, weight="bold", parse_math=False, **style)
-    facts = f"{recording.sampling_rate:g} Hz   "
+    facts = f"{recording.sampling_rate:g} Hz · "
     whole = page.start_s == 0 and recording.duration_s - page.end_s < 0.05
     if not whole:
         facts += f"{page.start_s:g} to {page.end_s:.4g} s of "
     facts += f"{recording.duration_s:.1f} s"
     axes.text(right, top, facts, fontsize=7, ha="right", **style)
-    scale = f"{MM_PER_S:g} mm/s   {MM_PER_MV:g} mm/mV"
+    scale = f"{MM_PER_S:g} mm/s · {MM_PER_MV:g} mm/mV"
     if page.clipped:
-        scale += f"   cut at ±{LIMIT_MM / MM_PER_MV:g} mV"
+        scale += f" · cut at ±{LIMIT_MM / MM_PER_MV:g} mV"
     axes.text(MARGIN_MM, 3.5, scale, fontsize=7, **style)
     if marked:
         style |= {"fontsize": 7, "weight": "bold", "ha": "right"}

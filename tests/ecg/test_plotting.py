@@ -148,7 +148,7 @@ def test_rates_and_lengths(rate: int, seconds: int) -> None:
     wave = np.sin(np.arange(rate * seconds) / rate * 7)
     svg = ecg.plot(recording(wave, rate), format="svg")
     assert isinstance(svg, bytes)
-    facts = f"{rate} Hz   " + ("0 to 80 s of 120.0 s" if seconds == 120 else f"{seconds}.0 s")
+    facts = f"{rate} Hz · " + ("0 to 80 s of 120.0 s" if seconds == 120 else f"{seconds}.0 s")
     assert facts in svg.decode()
     assert len(svg) < 2_500_000
 

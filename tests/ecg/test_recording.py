@@ -30,6 +30,8 @@ def recording(**changes: object) -> ecg.Recording:
         ("ecg_v6", "V6"),
         ("MLII", "II"),
         ("  v1 ", "V1"),
+        ("MDC_ECG_LEAD_V3R", "V3R"),
+        ("ECG v8", "V8"),
         ("ECG 1", "ECG 1"),
         ("ECG1", "ECG1"),
         ("vx", "vx"),
