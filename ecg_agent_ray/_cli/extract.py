@@ -91,6 +91,7 @@ def _show(summary: dict[str, Any]) -> None:
         f"{summary['n_errors']} failed, {summary['seconds']:.1f} s"
     )
     for error in summary["errors"]:
-        console.print(f"failed: {error['file']}: {error['message']}", style="yellow", markup=False)
+        line = f"failed: {error['file']}: {error['message']}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     for table in summary["tables"]:
         console.print(f"wrote {table}")

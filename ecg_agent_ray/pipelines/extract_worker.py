@@ -43,7 +43,7 @@ class ToolWorker:
             row: dict[str, Any] = {"ecg_file_path": name}
             if isinstance(outcome, Exception):
                 failed += 1
-                row["error"] = {"type": type(outcome).__name__, "message": _one_line(outcome)}
+                row["error"] = _error(name, outcome)
             else:
                 row |= outcome
             append_row(self._stream, row)
@@ -61,8 +61,10 @@ class ToolWorker:
         yield from self._run(readable)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _error(name: str, error: Exception) -> dict[str, str]:
+    """On one line, without the file's name, which has a column of its own."""
+    text = " ".join(str(error).split()).removeprefix(f"{Path(name).name}: ")
+    return {"type": type(error).__name__, "message": text}
 
 
 def _each(
