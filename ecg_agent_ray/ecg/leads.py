@@ -32,7 +32,7 @@ _MAX_NAME = 32
 
 
 def normalise_lead(name: str) -> str:
-    """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V9 V2R..V9R``, else trimmed only.
+    """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V9 V2R..V9R``, or as it is.
 
     Prefixes that formats add (``MDC_ECG_LEAD_``, ``ECG``, ``Lead``), case, blanks and the modified
     Holter leads (``MLII`` is read as ``II``) are taken care of.
