@@ -234,6 +234,7 @@ def test_truncation_anywhere_is_noticed() -> None:
     ("number", "at", "new", "message"),
     [
         (3, 0, b"\xff", "cut off"),
+        (3, 0, bytes((200, 0, *bytes(2000))), "200 leads"),
         (3, 2, struct.pack("<II", 500, 1), "from sample 500 to 1"),
         (3, 2, struct.pack("<II", 1, 4_000_000_000), "truncated"),
         (3, 11, struct.pack("<II", 100_000_001, 100_000_700), "further apart"),

@@ -20,7 +20,8 @@ __all__ = [
 ]
 
 # an ECG's XML has a few thousand elements; a hundred bytes of memory go into each
-_MAX_TAGS, _MAX_ATTRIBUTES = 1_000_000, 4_000_000
+_MAX_TAGS, _MAX_ATTRIBUTES = 1_000_000, 1_000_000
+_MAX_BYTES = 1 << 28
 _BARE_DOCTYPE = re.compile(
     r"<!DOCTYPE\s+[\w:.-]+(?:\s+SYSTEM|\s+PUBLIC\s+(?:\"[^\"<>]*\"|'[^'<>]*'))?"
     r"(?:\s+(?:\"[^\"<>]*\"|'[^'<>]*'))?\s*>"
@@ -63,6 +64,8 @@ def parse_document(data: bytes) -> ElementTree.Element:
     declares anything is refused, since entities could grow without bound. So are documents of more
     elements than any ECG has. Raises CorruptRecordingError.
     """
+    if len(data) > _MAX_BYTES:
+        raise CorruptRecordingError(f"XML of over {_MAX_BYTES >> 20} MiB")
     text = _BARE_DOCTYPE.sub("", decode_xml(data), count=1)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise CorruptRecordingError("the XML declares a document type, which no ECG needs")

@@ -32,6 +32,7 @@ _LEAD_NAMES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF", 65: 
 _LEAD_NAMES |= {2 + i: f"V{i}" for i in range(1, 8)} | {8 + i: f"V{i}R" for i in range(2, 8)}
 _LEAD_NAMES |= {16: "X", 17: "Y", 18: "Z", 66: "V8", 67: "V9", 68: "V8R", 69: "V9R"}
 _LEAD_NAMES |= {70: "D", 71: "A", 72: "J"}
+_MAX_LEADS = 64
 _FEWEST_SAMPLES = 0.98
 """Share of the announced samples that must be there; some devices announce a few too many."""
 
@@ -94,12 +95,10 @@ def parse_scp(data: bytes) -> Parsed:
         for stored, lead in zip(rhythm.leads, leads, strict=True)
     ]
     leads = _at_rhythm_rate(leads, rows, rhythm, sections.get(_REFERENCE, b""))
-    signal, begin = _placed(leads, rows)
-    signal *= rhythm.nanovolts
+    signal, begin = _placed(leads, rows, rhythm.nanovolts)
     if subtracted:
         _add_reference_beats(signal, begin, sections, reference, rhythm, decoder)
-    millivolts = (signal * 1e-6).astype(np.float32)
-    return Parsed(millivolts, [lead.name for lead in leads], 1e6 / rhythm.interval_us, "scp-ecg")
+    return Parsed(signal, [lead.name for lead in leads], 1e6 / rhythm.interval_us, "scp-ecg")
 
 
 def _sections(data: bytes) -> dict[int, bytes]:
@@ -140,6 +139,8 @@ def _lead_definitions(section: bytes) -> tuple[bool, list[_Lead]]:
     """Whether the reference beat was subtracted, and the leads."""
     if len(section) < 2 or not 0 < section[0] * _LEAD.size <= len(section) - 2:
         raise CorruptRecordingError("the SCP-ECG lead definitions are cut off")
+    if section[0] > _MAX_LEADS:
+        raise CorruptRecordingError(f"an SCP-ECG file of {section[0]} leads")
     leads = []
     for i in range(section[0]):
         first, last, code = _LEAD.unpack_from(section, 2 + i * _LEAD.size)
@@ -168,7 +169,7 @@ def _block(section: bytes, n_leads: int, what: str) -> _Block:
 
 def _samples(
     stored: bytes, n_samples: int, block: _Block, decoder: HuffmanDecoder | None
-) -> npt.NDArray[np.int64]:
+) -> npt.NDArray[np.int16]:
     """At most ``n_samples`` samples in stored units, differences undone."""
     if decoder is None:
         numbers = np.frombuffer(stored, "<i2", min(n_samples, len(stored) // 2)).astype(np.int64)
@@ -180,11 +181,11 @@ def _samples(
         slopes = np.concatenate(([numbers[1] - numbers[0]], numbers[2:]))
         numbers = np.cumsum(np.concatenate((numbers[:1], np.cumsum(slopes))))
     # devices count in sixteen bits
-    return numbers.astype(np.int16).astype(np.int64)
+    return numbers.astype(np.int16)
 
 
 def _at_rhythm_rate(
-    leads: list[_Lead], rows: list[npt.NDArray[np.int64]], rhythm: _Block, reference: bytes
+    leads: list[_Lead], rows: list[npt.NDArray[np.int16]], rhythm: _Block, reference: bytes
 ) -> list[_Lead]:
     """The leads as they are stored: some devices count them at the reference beat's higher rate."""
     ratio = 1
@@ -208,30 +209,30 @@ def _at_rhythm_rate(
 
 
 def _placed(
-    leads: list[_Lead], rows: list[npt.NDArray[np.int64]]
-) -> tuple[npt.NDArray[np.float64], int]:
-    """(leads, samples) with each lead in its place, and the number of the first sample."""
+    leads: list[_Lead], rows: list[npt.NDArray[np.int16]], nanovolts: int
+) -> tuple[npt.NDArray[np.float32], int]:
+    """mV (leads, samples) with each lead in its place, and the number of the first sample."""
     begin = min(lead.first for lead in leads)
     span = max(lead.first + lead.n_samples for lead in leads) - begin
     if span > sum(lead.n_samples for lead in leads):
         raise CorruptRecordingError("SCP-ECG leads that lie further apart than they are long")
     check_size(len(leads), span, "the SCP-ECG file")
-    signal = np.full((len(leads), span), np.nan)
+    signal = np.full((len(leads), span), np.nan, dtype=np.float32)
     for target, lead, row in zip(signal, leads, rows, strict=True):
         values = row[: lead.n_samples]
-        target[lead.first - begin :][: len(values)] = values
+        target[lead.first - begin :][: len(values)] = values * (nanovolts * 1e-6)
     return signal, begin
 
 
 def _add_reference_beats(
-    signal: npt.NDArray[np.float64],
+    signal: npt.NDArray[np.float32],
     begin: int,
     sections: dict[int, bytes],
     reference: _Block | None,
     rhythm: _Block,
     decoder: HuffmanDecoder | None,
 ) -> None:
-    """Add the reference beat, in nV, at each beat of type 0; ``begin`` numbers the first sample."""
+    """Add the reference beat, in mV, at each beat of type 0; ``begin`` numbers the first sample."""
     beats = sections.get(_BEATS, b"")
     if reference is None or len(beats) < _BEATS_HEAD.size:
         raise CorruptRecordingError("the SCP-ECG reference beat was subtracted and is not there")
@@ -242,7 +243,7 @@ def _add_reference_beats(
         raise CorruptRecordingError("the SCP-ECG beat locations are cut off")
     n_samples = length_ms * 1000 // reference.interval_us
     templates = [
-        _samples(stored, n_samples, reference, decoder) * reference.nanovolts
+        _samples(stored, n_samples, reference, decoder) * (reference.nanovolts * 1e-6)
         for stored in reference.leads
     ]
     for i in range(n_beats):
