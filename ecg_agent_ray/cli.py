@@ -16,6 +16,7 @@ import typer
 
 from ecg_agent_ray import __version__
 from ecg_agent_ray._cli import (
+    bench,
     chat,
     data,
     demo,
@@ -60,7 +61,7 @@ def _options(
     logging.getLogger("ecg_agent_ray").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-for group in (recordings, extract, data, train, evaluate, models, serve, chat, demo):
+for group in (recordings, extract, data, train, evaluate, models, serve, chat, bench, demo):
     group.register(app)
 
 

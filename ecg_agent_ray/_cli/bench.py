@@ -1,0 +1,81 @@
+"""``bench``: how fast things are, as ratios taken in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ecg_agent_ray._cli.output import console, emit, stderr_progress
+
+__all__ = ["register"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
+Output = Annotated[Path | None, typer.Option(help="Also write the result to this JSON file.")]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Measure speed, as ratios taken in one run.", no_args_is_help=True)
+    # a group with a single command would otherwise be that command
+    group.callback()(lambda: None)
+    group.command("measurement")(measurement)
+    app.add_typer(group, name="bench")
+
+
+def measurement(
+    records: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
+    lead: Annotated[str, typer.Option(help="The lead that all methods measure.")] = "II",
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Recordings, such as LUDB; left out: the shipped.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times over all records.")] = 5,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the measurement tool against the paper's method and neurokit2's best.
+
+    Records a second and core, one thread, without reading; the methods take turns in one run, and
+    a ratio is given with its spread over the rounds.
+    """
+    from ecg_agent_ray.pipelines.bench import bench_measurement
+
+    with stderr_progress("timing") as progress:
+        result = bench_measurement(
+            directory, lead=lead, n_records=records, rounds=rounds, progress=progress
+        )
+    _finish(result, output, as_json, _measurement_table)
+
+
+def _finish(result: dict[str, Any], output: Path | None, as_json: bool, show: Any) -> None:
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        emit(result)
+        return
+    console.print(show(result))
+    console.print(f"{result['hardware']['cpu']}, {result['hardware']['cores']} cores")
+
+
+def _measurement_table(result: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"measurement, lead {result['lead']}, {result['n_records']} records of "
+        f"{result['seconds_per_record']:g} s, {result['rounds']} rounds"
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("records/s/core", "min to max", "ms/record", "ours is faster by"):
+        table.add_column(name, justify="right")
+    for name, timing in result["methods"].items():
+        times = result["speedup"].get(f"default_over_{name}")
+        low, high = timing["spread"]
+        table.add_row(
+            name.replace("_", " "),
+            f"{timing['records_per_s_per_core']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{timing['ms_per_record']:.1f}",
+            "" if times is None else f"{times['median']:.1f} ({times['min']} to {times['max']})",
+        )
+    return table
