@@ -1,14 +1,19 @@
-"""``evaluate agent|measurement``: how good an agent and its tools are."""
+"""``evaluate agent|classifier|measurement|explanation``: how good an agent and its tools are."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ecg_agent_ray._cli.output import console, emit, stderr_progress
+from ecg_agent_ray._cli.evaluate_tables import (
+    show_agent,
+    show_classifier,
+    show_explanation,
+    show_measurement,
+)
+from ecg_agent_ray._cli.output import emit, stderr_progress
 from ecg_agent_ray._cli.recordings import load_classifier_uri
 from ecg_agent_ray.errors import ConfigError
 
@@ -18,7 +23,9 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure how good a model is.", no_args_is_help=True)
     group.command("agent")(agent)
+    group.command("classifier")(classifier)
     group.command("measurement")(measurement)
+    group.command("explanation")(explanation)
     app.add_typer(group, name="evaluate")
 
 
@@ -72,29 +79,7 @@ def agent(
     if as_json:
         emit(metrics)
     else:
-        _show(metrics, output)
-
-
-def _show(metrics: dict[str, Any], output: Path) -> None:
-    table = Table(title=f"{metrics['n_dialogues']} dialogues, {metrics['n_turns']} turns")
-    table.add_column("metric", style="cyan")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for name in (
-        "next_action_accuracy",
-        "tool_precision",
-        "tool_recall",
-        "faithfulness",
-        "asked_value_stated",
-    ):
-        value, interval = metrics[name], metrics["intervals"].get(name)
-        table.add_row(
-            name,
-            "—" if value is None else f"{value:.3f}",
-            "—" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
-        )
-    console.print(table)
-    console.print(f"wrote {output / 'metrics.json'}")
+        show_agent(metrics, output)
 
 
 def measurement(
@@ -137,7 +122,7 @@ def measurement(
     if as_json:
         emit(metrics)
     else:
-        _show_measurement(metrics, output)
+        show_measurement(metrics, output)
 
 
 def read_ids(path: Path) -> list[str]:
@@ -151,43 +136,97 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def _show_measurement(metrics: dict[str, Any], output: Path) -> None:
-    table = Table(
-        title=f"{metrics['database'].upper()}, {metrics['n_records']} records, "
-        f"lead {metrics['lead']}, method {metrics['method']}"
-    )
-    for name in ("interval", "n", "missing", "MAE, ms", "bias, ms", "SD, ms", "IEC", "within"):
-        table.add_column(name, justify="left" if name == "interval" else "right", no_wrap=True)
-    limits = {"pr": "pq", "qrs": "qrs", "qt": "qt"}
-    for name, title in {"pr": "PR", "qrs": "QRS", "qt": "QT", "qtc": "QTc"}.items():
-        iec = metrics["iec_60601_2_25"].get(limits.get(name, ""))
-        table.add_row(
-            title,
-            str(metrics["n"][name]),
-            _text(metrics["missing"][name], "{:.1%}"),
-            *(_text(metrics[key][name]) for key in ("mae_ms", "bias_ms", "sd_ms")),
-            "" if iec is None else f"{iec['limit_bias_ms']:g} / {iec['limit_sd_ms']:g}",
-            "" if iec is None else {True: "yes", False: "no", None: "—"}[iec["passed"]],
+Labelled = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="PTB-XL or LUDB tree, PhysioNet Challenge folder, or a CSV of ecg_id, patient_id, "
+        "scp_codes, filename.",
+    ),
+]
+
+
+def classifier(
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, a checkpoint or classifier folder, or builtin:")
+    ],
+    data: Labelled,
+    output: Annotated[Path, typer.Option(help="Folder for metrics.json.")],
+    leads: Annotated[
+        list[str] | None,
+        typer.Option(help="12-lead, I or II; repeatable. Left out: all the model was made for."),
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="File of record ids or file stems: only these.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="The names of a checkpoint's outputs, one a line, when it has none."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Bootstrap resamples of patients; 0: no intervals.")
+    ] = 200,
+    track: Annotated[
+        bool, typer.Option("--track/--no-track", help="Log the metrics to MLflow.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Metrics as JSON on stdout.")] = False,
+) -> None:
+    """Score a classifier's probabilities on labelled recordings: AUROC, AUPRC, calibration.
+
+    Statements that the data set has no word for, or that the classifier was not taught, take no
+    part. Give --records for the part of a data set that the model was not trained on.
+    """
+    from ecg_agent_ray.evaluation import evaluate_classifier
+
+    judged = load_classifier_uri(model, labels)
+    judged.uri = model
+    with stderr_progress("classifying") as progress:
+        metrics = evaluate_classifier(
+            judged,
+            data,
+            output=output,
+            leads=leads,
+            records=None if records is None else read_ids(records),
+            resamples=resamples,
+            track=track,
+            progress=progress,
         )
-    console.print(table)
-    fiducials = Table(title=f"fiducials within 150 ms, {metrics['beats']['marked']} marked beats")
-    for name in ("fiducial", "sensitivity", "PPV", "bias, ms", "SD, ms"):
-        fiducials.add_column(name, justify="left" if name == "fiducial" else "right")
-    for name, found in metrics["fiducials"].items():
-        shares = (_text(found[key], "{:.1%}") for key in ("sensitivity", "ppv"))
-        fiducials.add_row(name, *shares, *(_text(found[key]) for key in ("bias_ms", "sd_ms")))
-    console.print(fiducials)
-    heart_rate, false_p = metrics["heart_rate"], metrics["false_p"]
-    console.print(
-        f"heart rate: MAE {_text(heart_rate['mae_bpm'], '{:.2f}')} bpm; "
-        f"PR given for {len(false_p['records'])} of {false_p['n_without_p']} records without P; "
-        f"{len(metrics['largest_errors'])} intervals off by more than 100 ms, "
-        f"{metrics['large_errors_without_note']} of them not called doubtful"
-    )
-    for failure in metrics["failed"]:
-        console.print(f"failed: {failure['record_id']}: {failure['error']}", style="yellow")
-    console.print(f"wrote {output / 'metrics.json'}, records.csv and plots/bland_altman.png")
+    if as_json:
+        emit(metrics)
+    else:
+        show_classifier(metrics, output)
 
 
-def _text(value: Any, form: str = "{:.1f}") -> str:
-    return "—" if value is None else form.format(value)
+def explanation(
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, a checkpoint or classifier folder, or builtin:")
+    ],
+    data: Labelled,
+    output: Annotated[Path, typer.Option(help="Folder for metrics.json.")],
+    leads: Annotated[
+        str | None, typer.Option(help="12-lead, I or II; left out: the model's first.")
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Statement to explain; left out: the most probable a record has."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Only the first N records.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Metrics as JSON on stdout.")] = False,
+) -> None:
+    """Say whether the regions an explanation highlights matter more than random ones.
+
+    Deletion takes them out of the recording and looks how far the probability falls, insertion puts
+    them into an empty one and looks how far it rises, both beside as many random regions.
+    """
+    from ecg_agent_ray.evaluation import evaluate_explanation
+
+    judged = load_classifier_uri(model)
+    judged.uri = model
+    with stderr_progress("explaining") as progress:
+        metrics = evaluate_explanation(
+            judged, data, output=output, leads=leads, label=label, limit=limit, progress=progress
+        )
+    if as_json:
+        emit(metrics)
+    else:
+        show_explanation(metrics, output)

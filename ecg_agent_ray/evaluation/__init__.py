@@ -8,6 +8,8 @@ from typing import Any
 _HOMES = {
     "align_turns": "alignment",
     "evaluate_agent": "run",
+    "evaluate_classifier": "classifier",
+    "evaluate_explanation": "explanation",
     "evaluate_measurement": "measurement",
     "predict": "protocol",
     "read_predictions": "protocol",

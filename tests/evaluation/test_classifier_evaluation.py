@@ -1,0 +1,114 @@
+"""Evaluating classifier and explanation on labelled recordings, and on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecg_agent_ray import ecg, tools
+from ecg_agent_ray.classifier import Classifier, load_classifier
+from ecg_agent_ray.classifier.dataset import read_source
+from ecg_agent_ray.cli import run
+from ecg_agent_ray.errors import ConfigError, LeadError
+from ecg_agent_ray.evaluation import evaluate_classifier, evaluate_explanation
+from ecg_agent_ray.evaluation.classifier_data import source_kind
+
+SAMPLES = ecg.samples()[0].parent
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Classifier:
+    return load_classifier()
+
+
+def test_the_shipped_records_as_a_manifest(builtin: Classifier, tmp_path: Path) -> None:
+    metrics = evaluate_classifier(builtin, SAMPLES, output=tmp_path, resamples=20, track=False)
+    assert {"macro_auroc", "micro_auroc", "macro_auprc", "per_label", "ece"} <= set(metrics)
+    assert metrics["n_records"] == 12
+    assert metrics["lead_configuration"] == "12-lead"
+    assert set(metrics["configurations"]) == {"I", "II"}
+    assert metrics["macro_auroc"] > 0.8
+    low, high = metrics["intervals"]["micro_auroc"]
+    assert low <= metrics["micro_auroc"] <= high
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+
+
+def test_auroc_is_of_the_tools_probabilities(builtin: Classifier, tmp_path: Path) -> None:
+    metrics = evaluate_classifier(
+        builtin, SAMPLES, output=tmp_path, leads=["II"], resamples=0, track=False
+    )
+    truth, score = [], []
+    for record in read_source("manifest", SAMPLES):
+        found = tools.classify(ecg.read(record.path), builtin, leads="II")
+        score.append(found.labels["AFIB"])
+        truth.append("AFIB" in record.positives)
+    positive = np.array(score)[truth]
+    negative = np.array(score)[~np.array(truth)]
+    wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    assert metrics["per_label"]["AFIB"]["auroc"] == pytest.approx(wins, abs=0.01)
+    assert "intervals" not in metrics
+
+
+def test_a_recording_that_cannot_be_read_is_listed(builtin: Classifier, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(SAMPLES, data)
+    broken = ecg.samples()[0].with_suffix(".dat").name
+    (data / broken).write_bytes(b"\0" * 100)
+    metrics = evaluate_classifier(
+        builtin, data, output=tmp_path, leads=["II"], resamples=0, track=False
+    )
+    assert metrics["n_records"] == 11
+    assert [failure["record_id"] for failure in metrics["failed"]] == [Path(broken).stem]
+
+
+def test_bad_input(builtin: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no labelled recordings"):
+        evaluate_classifier(builtin, tmp_path, output=tmp_path, track=False)
+    with pytest.raises(LeadError):
+        evaluate_classifier(builtin, SAMPLES, output=tmp_path, leads=["V1"], track=False)
+    with pytest.raises(ConfigError, match="no record 7"):
+        evaluate_classifier(builtin, SAMPLES, output=tmp_path, records=["7"], track=False)
+    with pytest.raises(ConfigError, match="does not assess"):
+        evaluate_explanation(builtin, SAMPLES, output=tmp_path, label="XYZ")
+
+
+def test_kinds_of_data(shared_data: Path) -> None:
+    assert source_kind(shared_data / "ptbxl") == "ptbxl"
+    assert source_kind(shared_data / "ludb") == "ludb"
+    assert source_kind(shared_data / "cinc2021") == "physionet"
+    assert source_kind(SAMPLES / "records.csv") == "manifest"
+
+
+def test_highlighted_regions_matter_more_than_random_ones(
+    builtin: Classifier, tmp_path: Path
+) -> None:
+    metrics = evaluate_explanation(builtin, SAMPLES, output=tmp_path, leads="II", limit=6, draws=4)
+    assert metrics["n_records"] == 6
+    assert sum(metrics["labels"].values()) == 6
+    for name in ("deletion", "insertion"):
+        assert metrics[name]["highlighted"] > metrics[name]["random"]
+        low, high = metrics[name]["interval"]
+        assert low <= metrics[name]["difference"] <= high
+
+
+def test_command_line(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    common = ["--model", "builtin:", "--data", str(SAMPLES), "--output", str(tmp_path)]
+    options = ["--leads", "II", "--resamples", "0"]
+    assert run(["evaluate", "classifier", *common, *options, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    (logged,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert logged.data.metrics["II/macro_auroc"] == pytest.approx(printed["macro_auroc"])
+    assert run(["evaluate", "classifier", *common, *options, "--no-track"]) == 0
+    assert run(["evaluate", "explanation", *common, "--leads", "II", "--limit", "1"]) == 0
+    assert "deletion" in capsys.readouterr().out
+    assert run(["evaluate", "classifier", *common[2:], "--model", str(tmp_path / "no")]) == 2
+    assert run(["evaluate", "explanation", *common, "--leads", "V1"]) == 2
