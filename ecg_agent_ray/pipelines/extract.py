@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ecg_agent_ray import ecg, tools
 from ecg_agent_ray.errors import ConfigError, ToolError
 from ecg_agent_ray.pipelines.extract_config import ExtractConfig
 from ecg_agent_ray.pipelines.extract_files import find_recordings
@@ -50,8 +51,8 @@ def extract(config: ExtractConfig, *, progress: Progress | None = None) -> dict[
     ConfigError
         No recordings, a model that does not know the label or the leads, or a folder whose rows
         were made with other options.
-    ModelNotFoundError, CheckpointError, UnsafeCheckpointError
-        The model cannot be had.
+    ModelNotFoundError, CheckpointError, UnsafeCheckpointError, MissingDependencyError
+        The model, or the package a method needs, cannot be had.
     RefusedError
         Another process is writing to ``output_dir``.
     ToolError
@@ -65,10 +66,10 @@ def extract(config: ExtractConfig, *, progress: Progress | None = None) -> dict[
     state = ExtractState(output, config.tool)
     start = time.perf_counter()
     with state.opened(identity, resume=config.resume), _tracked(config) as run:
-        before = {name for name, row in state.rows().items() if "error" not in row}
-        todo = [name for name in names if name not in before]
+        index = state.index()
+        todo = [name for name in names if name not in index or index[name].failed]
         if todo:
-            state.forget_failures(state.rows())
+            state.prepare(index)
             _work(todo, options, state, config, _offset(progress, len(names) - len(todo)))
         elif progress is not None:
             progress(len(names), len(names))
@@ -95,13 +96,14 @@ def _offset(progress: Progress | None, before: int) -> Progress:
 def _worker_options(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """What workers get, and what tells whether rows belong together.
 
-    A model is found, loaded and asked for the leads and the label here, where a mistake is one
-    error and not one for each recording.
+    The tool is tried here: a model is found, loaded and asked for the leads and the label, a method
+    measures a shipped recording. What is missing is one error then and not one a recording.
     """
     options = {name: getattr(config, name) for name in ("tool", "lead", "method", "leads", "label")}
     options["ecg_dir"] = str(config.ecg_dir.resolve())
     identity = config.identity()
     if config.tool == "measurements":
+        tools.measure(ecg.read(ecg.samples()[0]), method=config.method)
         return options, identity
     from ecg_agent_ray.pipelines.extract_worker import load_model
     from ecg_agent_ray.registry import resolve
@@ -184,11 +186,11 @@ def _batches(
 
 
 def _finish(config: ExtractConfig, names: Sequence[str], state: ExtractState) -> dict[str, Any]:
-    found = state.rows()
-    rows = [found[name] for name in names if name in found]
-    good = [row for row in rows if "error" not in row]
-    bad = [row for row in rows if "error" in row]
-    tables = write_tables(config.tool, good, config.output_dir)
+    index = state.index()
+    places = [index[name] for name in names if name in index]
+    good = [place for place in places if not place.failed]
+    bad = list(state.read(place for place in places if place.failed))
+    tables = write_tables(config.tool, state.read(good), config.output_dir)
     tables.append(write_errors(config.tool, bad, config.output_dir))
     return {
         "tool": config.tool,

@@ -11,19 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from ecg_agent_ray import __version__
-from ecg_agent_ray.errors import ConfigError, RefusedError
+from ecg_agent_ray.errors import ConfigError, RefusedError, ToolError
 
-__all__ = ["ExtractState", "append_row", "write_atomically"]
+__all__ = ["CurrentRecording", "ExtractState", "Place", "append_row", "write_atomically"]
 
 _FORMAT = 1
+
+
+class Place(NamedTuple):
+    """A row in one of the part files, and whether it tells of a failure."""
+
+    part: Path
+    offset: int
+    failed: bool
 
 
 class ExtractState:
@@ -92,32 +100,73 @@ class ExtractState:
                 hint="take another output folder, or start anew with --no-resume",
             )
 
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Every finished recording's row by its ``ecg_file_path``; one that failed has ``error``.
+    def index(self) -> dict[str, Place]:
+        """Where every finished recording's row is, by its ``ecg_file_path``.
 
-        A recording that failed once and was done later counts as done.
+        A recording that failed once and was done at another time counts as done.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Place] = {}
         for part in sorted(self.folder.glob("part-*.jsonl")):
-            with part.open(encoding="utf-8") as stream:
+            offset = 0
+            with part.open("rb") as stream:
                 for line in stream:
+                    place = Place(part, offset, False)
+                    offset += len(line)
                     try:
                         row = json.loads(line)
                     except ValueError:
                         continue  # cut off by a kill; the recording is done again
                     name = row["ecg_file_path"]
                     if "error" not in row or name not in found:
-                        found[name] = row
+                        found[name] = place._replace(failed="error" in row)
         return found
 
-    def forget_failures(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put the finished rows into one file, without those that failed."""
-        lines = [json.dumps(row) + "\n" for row in rows.values() if "error" not in row]
+    @staticmethod
+    def read(places: Iterable[Place]) -> Iterator[dict[str, Any]]:
+        """The rows at these places, one at a time: a large table never is in memory as a whole."""
+        with ExitStack() as stack:
+            streams: dict[Path, BinaryIO] = {}
+            for place in places:
+                if place.part not in streams:
+                    streams[place.part] = stack.enter_context(place.part.open("rb"))
+                streams[place.part].seek(place.offset)
+                yield json.loads(streams[place.part].readline())
+
+    def prepare(self, index: Mapping[str, Place]) -> None:
+        """Begin a run: forget failures, so that they are tried again, and what died before."""
+        kept = self.folder / "part-0.jsonl"
+        partial = kept.with_name(".part-0.partial")
         old = sorted(self.folder.glob("part-*.jsonl"))
-        write_atomically(self.folder / "part-0.jsonl", "".join(lines))
-        for part in old:
-            if part.name != "part-0.jsonl":
-                part.unlink()
+        with partial.open("w", encoding="utf-8") as stream:
+            for row in self.read(place for place in index.values() if not place.failed):
+                stream.write(json.dumps(row) + "\n")
+        partial.replace(kept)
+        for path in [*old, *self.folder.glob("current-*")]:
+            if path != kept:
+                path.unlink()
+
+
+class CurrentRecording:
+    """Says on disk which recording a worker is at, so that one that kills its worker is found out.
+
+    A worker that dies leaves its note behind; Ray starts another, which gets the same batch again.
+    """
+
+    _ENOUGH = 2
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._own = folder / f"current-{worker}"
+        left = [path.read_text(encoding="utf-8") for path in folder.glob("current-*")]
+        self._deadly = {name for name in left if left.count(name) >= self._ENOUGH}
+
+    def begin(self, name: str) -> None:
+        """Raises :class:`ToolError` for a recording at which two workers have died."""
+        if name in self._deadly:
+            raise ToolError(f"the worker process died at it {self._ENOUGH} times (out of memory?)")
+        self._own.write_text(name, encoding="utf-8")
+
+    def end(self) -> None:
+        self._own.unlink(missing_ok=True)
 
 
 def append_row(stream: Any, row: Mapping[str, Any]) -> None:

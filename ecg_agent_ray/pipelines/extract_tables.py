@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ __all__ = ["ERROR_COLUMNS", "write_errors", "write_tables"]
 
 Row = Mapping[str, Any]
 
+_ROWS_IN_MEMORY = 1000
 ERROR_COLUMNS = ("ecg_file_path", "error_type", "message", "tool")
 _VALUES = (
     "heart_rate_bpm",
@@ -34,7 +36,7 @@ _PAPER_NAMES = {
 }
 
 
-def write_tables(tool: str, rows: Sequence[Row], output: Path) -> list[Path]:
+def write_tables(tool: str, rows: Iterable[Row], output: Path) -> list[Path]:
     """Write ``TOOL.csv`` and ``TOOL.parquet`` in the order of ``rows``; returns both paths.
 
     Readers see the old files or the new ones, never a part.
@@ -42,16 +44,27 @@ def write_tables(tool: str, rows: Sequence[Row], output: Path) -> list[Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    flat, schema = _FORMS[tool]
-    table = pa.Table.from_pylist([_for_parquet(row) for row in rows], schema=schema(rows))
-    parquet = output / f"{tool}.parquet"
-    partial = parquet.with_name(f".{parquet.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(parquet)
-    text = output / f"{tool}.csv"
+    flat, schema_of = _FORMS[tool]
+    paths = [output / f"{tool}.csv", output / f"{tool}.parquet"]
+    partial = [path.with_name(f".{path.name}.partial") for path in paths]
+    waiting = iter(rows)
+    chunk = list(islice(waiting, _ROWS_IN_MEMORY))
+    schema = schema_of(chunk)
     columns = list(flat({}))
-    _write_csv(text, columns, [[flat(row)[c] for c in columns] for row in rows])
-    return [text, parquet]
+    with (
+        partial[0].open("w", encoding="utf-8", newline="") as stream,
+        pq.ParquetWriter(partial[1], schema) as parquet,
+    ):
+        text = csv.writer(stream, lineterminator="\n")
+        text.writerow(columns)
+        while chunk:
+            text.writerows([flat(row)[column] for column in columns] for row in chunk)
+            table = pa.Table.from_pylist([_for_parquet(row) for row in chunk], schema=schema)
+            parquet.write_table(table)
+            chunk = list(islice(waiting, _ROWS_IN_MEMORY))
+    for unfinished, path in zip(partial, paths, strict=True):
+        unfinished.replace(path)
+    return paths
 
 
 def write_errors(tool: str, rows: Sequence[Row], output: Path) -> Path:

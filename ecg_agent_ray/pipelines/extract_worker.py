@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecg_agent_ray.pipelines.extract_state import append_row
+from ecg_agent_ray.pipelines.extract_state import CurrentRecording, append_row
 
 if TYPE_CHECKING:
     from ecg_agent_ray.classifier import Classifier
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ToolWorker", "load_model"]
 
+Item = tuple[str, "Recording | Exception"]
+"""A recording by its name, or why it could not be read."""
 Outcome = tuple[str, "dict[str, Any] | Exception"]
 
 
@@ -31,15 +33,16 @@ class ToolWorker:
     def __init__(self, options: dict[str, Any], state: str) -> None:
         self._root = Path(options["ecg_dir"])
         self._run = _TOOLS[options["tool"]](options)
-        part = Path(state) / f"part-{uuid.uuid4().hex}.jsonl"
+        worker = uuid.uuid4().hex
         # open as long as the actor lives
-        self._stream = part.open("a", encoding="utf-8")
+        self._stream = (Path(state) / f"part-{worker}.jsonl").open("a", encoding="utf-8")
+        self._current = CurrentRecording(Path(state), worker)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """Work on ``batch["ecg_file_path"]``; gives how many are done and how many failed."""
         failed = 0
         names = [str(name) for name in batch["ecg_file_path"]]
-        for name, outcome in self._outcomes(names):
+        for name, outcome in self._run(self._recordings(names)):
             row: dict[str, Any] = {"ecg_file_path": name}
             if isinstance(outcome, Exception):
                 failed += 1
@@ -47,18 +50,18 @@ class ToolWorker:
             else:
                 row |= outcome
             append_row(self._stream, row)
+        self._current.end()
         return {"done": [len(names)], "failed": [failed]}
 
-    def _outcomes(self, names: Sequence[str]) -> Iterator[Outcome]:
+    def _recordings(self, names: Sequence[str]) -> Iterator[Item]:
         from ecg_agent_ray import ecg
 
-        readable: list[tuple[str, Recording]] = []
         for name in names:
             try:
-                readable.append((name, ecg.read(self._root / name)))
+                self._current.begin(name)
+                yield name, ecg.read(self._root / name)
             except Exception as error:
                 yield name, error
-        yield from self._run(readable)
 
 
 def _error(name: str, error: Exception) -> dict[str, str]:
@@ -67,10 +70,11 @@ def _error(name: str, error: Exception) -> dict[str, str]:
     return {"type": type(error).__name__, "message": text}
 
 
-def _each(
-    work: Callable[[Recording], dict[str, Any]], items: Sequence[tuple[str, Recording]]
-) -> Iterator[Outcome]:
+def _each(work: Callable[[Recording], dict[str, Any]], items: Iterable[Item]) -> Iterator[Outcome]:
     for name, recording in items:
+        if isinstance(recording, Exception):
+            yield name, recording
+            continue
         try:
             yield name, work(recording)
         except Exception as error:  # whatever a recording makes of a tool, the others go on
@@ -94,14 +98,20 @@ def _classification(options: dict[str, Any]) -> Callable[..., Iterator[Outcome]]
     def row(result: Classification) -> dict[str, Any]:
         return {"top_classes": result.top_classes(), **result.to_dict()}
 
-    def run(items: Sequence[tuple[str, Recording]]) -> Iterator[Outcome]:
+    def run(items: Iterable[Item]) -> Iterator[Outcome]:
+        batch = []
+        for name, recording in items:
+            if isinstance(recording, Exception):
+                yield name, recording
+            else:
+                batch.append((name, recording))
         try:
-            results = list(classify_many([r for _, r in items], model, leads=leads))
+            results = list(classify_many([r for _, r in batch], model, leads=leads))
         except Exception:
             # one of them cannot be classified; alone, each gets its own result or error
-            yield from _each(lambda recording: row(classify(recording, model, leads=leads)), items)
+            yield from _each(lambda recording: row(classify(recording, model, leads=leads)), batch)
             return
-        for (name, _), result in zip(items, results, strict=True):
+        for (name, _), result in zip(batch, results, strict=True):
             yield name, row(result)
 
     return run

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ecg_agent_ray.errors import ConfigError, RefusedError
+from ecg_agent_ray.errors import ConfigError, RefusedError, ToolError
 from ecg_agent_ray.pipelines.extract_config import ExtractConfig, make_config
 from ecg_agent_ray.pipelines.extract_files import find_recordings
-from ecg_agent_ray.pipelines.extract_state import ExtractState
+from ecg_agent_ray.pipelines.extract_state import CurrentRecording, ExtractState
 from ecg_agent_ray.pipelines.extract_tables import write_errors, write_tables
 from ecg_agent_ray.shipped import shipped
 from ecg_agent_ray.training.config import load_config
@@ -100,9 +100,15 @@ def test_a_cut_off_line_is_not_done_and_failures_can_be_forgotten(tmp_path: Path
             + '\n{"ecg_file_path": "3", "n'
         )
         (state.folder / "part-b.jsonl").write_text('{"ecg_file_path": "4", "n": 4}\n')
-        assert set(state.rows()) == {"1", "2", "4"}
-        state.forget_failures(state.rows())
-        assert set(state.rows()) == {"1", "4"}
+        index = state.index()
+        assert {name: place.failed for name, place in index.items()} == {
+            "1": False,
+            "2": True,
+            "4": False,
+        }
+        assert [row["n"] for row in state.read([index["4"], index["1"]])] == [4, 1]
+        state.prepare(index)
+        assert set(state.index()) == {"1", "4"}
         assert [p.name for p in state.folder.glob("part-*")] == ["part-0.jsonl"]
 
 
@@ -118,13 +124,13 @@ def test_rows_of_other_options_or_versions_do_not_mix(
     ):
         pass
     with state.opened(IDENTITY, resume=True):
-        assert set(state.rows()) == {"1"}
+        assert set(state.index()) == {"1"}
     with monkeypatch.context() as patch:
         patch.setattr("ecg_agent_ray.pipelines.extract_state.__version__", "99")
         with pytest.raises(ConfigError, match="package_version"), state.opened(IDENTITY, resume=1):
             pass
     with state.opened(IDENTITY | {"lead": "II"}, resume=False):
-        assert state.rows() == {}
+        assert state.index() == {}
     (state.folder / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot continue"), state.opened(IDENTITY, resume=True):
         pass
@@ -140,6 +146,17 @@ def test_two_extractions_do_not_write_to_one_folder(tmp_path: Path) -> None:
         pass
     with second.opened(IDENTITY, resume=True):
         pass
+
+
+def test_a_recording_that_kills_its_worker_is_given_up(tmp_path: Path) -> None:
+    for worker in "ab":
+        CurrentRecording(tmp_path, worker).begin("deadly.hea")  # and died
+    third = CurrentRecording(tmp_path, "c")
+    with pytest.raises(ToolError, match="died at it 2 times"):
+        third.begin("deadly.hea")
+    third.begin("other.hea")
+    third.end()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current-a", "current-b"]
 
 
 def test_errors_of_other_tools_stay(tmp_path: Path) -> None:
