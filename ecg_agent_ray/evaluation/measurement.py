@@ -201,7 +201,15 @@ def _write(metrics: dict[str, Any], rows: Sequence[MeasuredRecord], folder: Path
             ]
             notes = "; ".join(row.notes)
             writer.writerow(
-                [row.record_id, row.lead, row.status, *values, row.doubtful, notes, row.error or ""]
+                [
+                    row.record_id,
+                    row.lead,
+                    row.status,
+                    *values,
+                    row.doubtful(),
+                    notes,
+                    row.error or "",
+                ]
             )
     bland_altman(rows, folder / "plots" / "bland_altman.png", title=_title(metrics))
 

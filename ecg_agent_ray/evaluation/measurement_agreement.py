@@ -33,6 +33,7 @@ IEC_LIMITS_MS = {"p": (10.0, 15.0), "pq": (10.0, 10.0), "qrs": (10.0, 10.0), "qt
 ECGs), ms."""
 _IEC_SOURCE = {"p": "p", "pq": "pr", "qrs": "qrs", "qt": "qt"}
 _LARGE_MS = 100.0
+_NOTE_NAMES = {"pr": "PR", "qrs": "QRS", "qt": "QT", "qtc": "QT"}
 
 
 def interval_medians(
@@ -121,9 +122,14 @@ class MeasuredRecord:
     notes: tuple[str, ...] = ()
     error: str | None = None
 
-    @property
-    def doubtful(self) -> bool:
-        return any("doubtful" in note.lower() for note in self.notes)
+    def doubtful(self, interval: str | None = None) -> bool:
+        """Whether a note calls this interval doubtful, or the recording; None asks for any note."""
+        for note in self.notes:
+            before, word, _ = note.partition("doubtful")
+            named = {name for name in _NOTE_NAMES.values() if name in before.split()}
+            if word and (interval is None or not named or _NOTE_NAMES[interval] in named):
+                return True
+        return False
 
     def difference(self, interval: str) -> float:
         """Measured minus marked, NaN where either is missing."""
@@ -228,7 +234,7 @@ def _largest_errors(records: Sequence[MeasuredRecord]) -> list[dict[str, Any]]:
             "marked_ms": round(record.marked[name], 1),
             "measured_ms": round(record.measured[name], 1),
             "error_ms": round(record.difference(name), 1),
-            "doubtful": record.doubtful,
+            "doubtful": record.doubtful(name),
             "notes": list(record.notes),
         }
         for record in records

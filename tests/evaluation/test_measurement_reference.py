@@ -10,6 +10,7 @@ import wfdb
 
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.evaluation.measurement_agreement import (
+    MeasuredRecord,
     count_fiducials,
     interval_medians,
     match,
@@ -131,6 +132,19 @@ def test_an_unknown_record_is_named(tmp_path: Path) -> None:
     write_record(tmp_path, "7", [(500, BEAT)])
     with pytest.raises(ConfigError, match="99"):
         find_records("ludb", tmp_path, ["7", "99"])
+
+
+def test_a_large_error_is_told_apart_by_its_note() -> None:
+    notes = ("QT is doubtful: 394 ms by the network, 440 ms by the classical method",)
+    common = ("1", "II", "ok", {"pr": 300.0, "qt": 600.0}, {"pr": 120.0, "qt": 394.0}, True, {})
+    metrics = measurement_metrics([MeasuredRecord(*common, notes)])
+    found = {item["interval"]: item["doubtful"] for item in metrics["largest_errors"]}
+    assert found == {"qt": True, "pr": False}
+    assert [item["interval"] for item in metrics["largest_errors"]] == ["qt", "pr"]
+    assert metrics["large_errors_without_note"] == 1
+    general = MeasuredRecord(*common, ("signal quality is doubtful: noise",))
+    assert general.doubtful("pr")
+    assert not MeasuredRecord(*common, ("no PR",)).doubtful()
 
 
 def test_metrics_of_nothing_are_null() -> None:

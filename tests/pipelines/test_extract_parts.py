@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +57,20 @@ def test_an_option_of_another_tool_is_refused(tmp_path: Path, options: dict[str,
 def test_every_shipped_config_loads(tool: str) -> None:
     config = load_config(ExtractConfig, shipped(f"jobs/configs/extract_{tool}.yaml"))
     assert config.tool == tool
+
+
+def test_the_job_tells_every_mistake_in_its_options() -> None:
+    config, wrong = shipped("jobs/configs/extract_measurements.yaml"), ("metod=paper", "workers=0")
+    done = subprocess.run(
+        [sys.executable, shipped("jobs/extract_tool_outputs.py"), "--config", config, *wrong],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "metod: unknown key, did you mean 'method'?" in done.stderr
+    assert "workers" in done.stderr
+    assert done.stdout == ""
 
 
 def test_recordings_are_found_once_and_lists_of_them_are_not(tmp_path: Path) -> None:
