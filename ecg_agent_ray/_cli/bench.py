@@ -66,16 +66,17 @@ def _measurement_table(result: dict[str, Any]) -> Table:
         f"{result['seconds_per_record']:g} s, {result['rounds']} rounds"
     )
     table.add_column("method", no_wrap=True)
-    for name in ("records/s/core", "min to max", "ms/record", "ours is faster by"):
-        table.add_column(name, justify="right")
+    for name in ("records/s, core", "ms/record", "default is faster"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, timing in result["methods"].items():
         times = result["speedup"].get(f"default_over_{name}")
         low, high = timing["spread"]
         table.add_row(
             name.replace("_", " "),
-            f"{timing['records_per_s_per_core']:.1f}",
-            f"{low:.1f} to {high:.1f}",
+            f"{timing['records_per_s_per_core']:.1f} ({low:.1f}–{high:.1f})",
             f"{timing['ms_per_record']:.1f}",
-            "" if times is None else f"{times['median']:.1f} ({times['min']} to {times['max']})",
+            ""
+            if times is None
+            else f"{times['median']:.1f}x ({times['min']:.1f}–{times['max']:.1f})",
         )
     return table
