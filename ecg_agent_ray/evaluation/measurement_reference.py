@@ -23,8 +23,10 @@ __all__ = [
     "AnnotatedRecord",
     "Database",
     "ReferenceBeats",
+    "Wave",
     "combine_leads",
     "find_records",
+    "read_waves",
 ]
 
 Database = Literal["ludb", "qtdb"]
@@ -43,7 +45,9 @@ _BEAT_SYMBOLS = frozenset("NLRBAaJSVrFejnE/fQ?")
 
 
 @dataclass(frozen=True)
-class _Wave:
+class Wave:
+    """A marked P wave, QRS (``N``) or T wave; positions in samples, None where there is no mark."""
+
     kind: str
     onset: int | None
     peak: int
@@ -132,7 +136,7 @@ def _bound(
 def _ludb_reference(header: Path, lead: str) -> ReferenceBeats:
     if lead == "global":
         return combine_leads([_ludb_reference(header, name) for name in _LUDB_LEADS])
-    waves, rate = _read_waves(header, lead.lower())
+    waves, rate = read_waves(header, lead.lower())
     points = _beats_of(waves)
     rr = np.concatenate(([np.nan], np.diff(points["r_peak"])))[: len(points["r_peak"])]
     judged = frozenset(FIDUCIALS)
@@ -141,7 +145,7 @@ def _ludb_reference(header: Path, lead: str) -> ReferenceBeats:
 
 def _qtdb_reference(header: Path, lead: str) -> ReferenceBeats:
     """``lead`` does not matter: the cardiologist marked with both leads in view."""
-    waves, rate = _read_waves(header, "q1c")
+    waves, rate = read_waves(header, "q1c")
     points = _beats_of(waves)
     peaks = points["r_peak"]
     rr = np.concatenate(([np.nan], np.diff(peaks)))[: len(peaks)]
@@ -169,8 +173,12 @@ def _follows_directly(header: Path, peaks: Array, rate: float) -> npt.NDArray[np
     return np.concatenate(([False], rr <= longest))[: len(peaks)]
 
 
-def _read_waves(header: Path, extension: str) -> tuple[list[_Wave], float]:
-    """The waves of an annotation file in order. A bracket belongs to the peak it is next to."""
+def read_waves(header: Path, extension: str) -> tuple[list[Wave], float]:
+    """The waves of an annotation file in order, and its rate in Hz; ``extension`` is a lead's in
+    LUDB, ``q1c`` in QTDB. A bracket belongs to the peak it is next to.
+
+    Raises ConfigError for a file that is missing or no annotation.
+    """
     import wfdb
 
     try:
@@ -180,24 +188,24 @@ def _read_waves(header: Path, extension: str) -> tuple[list[_Wave], float]:
         raise ConfigError(
             f"cannot read the annotations {header.with_suffix('.' + extension)}: {error}"
         ) from error
-    waves: list[_Wave] = []
+    waves: list[Wave] = []
     onset: int | None = None
     open_wave = False
     for sample, symbol in zip(annotation.sample.tolist(), annotation.symbol, strict=True):
         if symbol == "(":
             onset, open_wave = sample, False
         elif symbol in _PREFIX or symbol == "u":
-            waves.append(_Wave(symbol, onset, sample, None))
+            waves.append(Wave(symbol, onset, sample, None))
             onset, open_wave = None, True
         elif symbol == ")":
             if open_wave:
                 last = waves[-1]
-                waves[-1] = _Wave(last.kind, last.onset, last.peak, sample)
+                waves[-1] = Wave(last.kind, last.onset, last.peak, sample)
             onset, open_wave = None, False
     return [wave for wave in waves if wave.kind in _PREFIX], rate
 
 
-def _beats_of(waves: Sequence[_Wave]) -> dict[str, Array]:
+def _beats_of(waves: Sequence[Wave]) -> dict[str, Array]:
     """A beat is a QRS with the last P since the beat before it and the first T before the next."""
     complexes = [i for i, wave in enumerate(waves) if wave.kind == "N"]
     points = {name: np.full(len(complexes), np.nan) for name in FIDUCIALS}
@@ -213,7 +221,7 @@ def _beats_of(waves: Sequence[_Wave]) -> dict[str, Array]:
     return points
 
 
-def _named(wave: _Wave) -> list[tuple[str, int]]:
+def _named(wave: Wave) -> list[tuple[str, int]]:
     prefix = _PREFIX[wave.kind]
     every = [
         (f"{prefix}_onset", wave.onset),
@@ -223,7 +231,7 @@ def _named(wave: _Wave) -> list[tuple[str, int]]:
     return [(name, position) for name, position in every if position is not None]
 
 
-def _marks_of(waves: Sequence[_Wave]) -> dict[str, Array]:
+def _marks_of(waves: Sequence[Wave]) -> dict[str, Array]:
     marks: dict[str, list[int]] = {name: [] for name in FIDUCIALS}
     for wave in waves:
         for name, position in _named(wave):
