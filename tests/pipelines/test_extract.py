@@ -148,8 +148,9 @@ def start(tree: Path, output: Path) -> subprocess.Popen[str]:
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while len(rows(output)) < 20 and time.monotonic() < deadline:
+    while len(rows(output)) < 20 and time.monotonic() < deadline and driver.poll() is None:
         time.sleep(0.05)
+    assert driver.poll() is None, driver.communicate()
     return driver
 
 
@@ -183,8 +184,9 @@ def test_a_killed_extraction_goes_on(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
-        check=True,
+        check=False,
     )
+    assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout)
     assert (summary["n_resumed"], summary["n_extracted"]) == (len(kept), 200)
     # nothing that was done is done again
@@ -204,7 +206,7 @@ def test_interrupt_ends_with_130_and_leaves_no_process(tmp_path: Path, whole_gro
         os.killpg(driver.pid, signal.SIGINT)
     else:
         driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    _, told = driver.communicate(timeout=60)
+    assert driver.returncode == 130, told
     assert gone(family, 10)
     assert before <= len(rows(output)) < 200
