@@ -43,7 +43,7 @@ def extract(
     ] = True,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if a file failed.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes, one CPU each; left out: all CPUs.")
+        int | None, typer.Option(help="Processes, one CPU each; at most, and left out: all CPUs.")
     ] = None,
     track: Annotated[
         bool, typer.Option("--track/--no-track", help="Log options and counts to MLflow.")
