@@ -37,6 +37,12 @@ class Settings(BaseSettings):
         description="File of name:sha256:scopes lines; once it has one, tokens are asked for.",
     )
 
+    delineator: Path | None = Field(
+        default=None,
+        validation_alias="ECG_AGENT_DELINEATOR",
+        description="ONNX file of an own delineation network; left out: the shipped one.",
+    )
+
     @property
     def mlflow_uri(self) -> str:
         """``MLFLOW_TRACKING_URI``, else SQLite under :attr:`home`."""

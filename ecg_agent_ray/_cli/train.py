@@ -1,4 +1,4 @@
-"""``train classifier|llm``: training jobs from a YAML and overrides."""
+"""``train classifier|llm|delineator``: training jobs from a YAML and overrides."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Train in a local Ray cluster, or submit to a remote one.")
     group.command("classifier")(classifier)
     group.command("llm")(llm)
+    group.command("delineator")(delineator)
     app.add_typer(group, name="train")
 
 
@@ -49,6 +50,18 @@ def llm(
     from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
     _run("finetune_llm", LLMFinetuneConfig, finetune_llm)(config, overrides or [], address, wait)
+
+
+def delineator(
+    config: Config, overrides: Overrides = None, address: Address = None, wait: Wait = True
+) -> None:
+    """Train the measurement tool's delineation network."""
+    from ecg_agent_ray.training.delineator import train_delineator
+    from ecg_agent_ray.training.delineator_config import DelineatorTrainConfig
+
+    _run("train_delineator", DelineatorTrainConfig, train_delineator)(
+        config, overrides or [], address, wait
+    )
 
 
 def _run(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["band", "fill_gaps", "moving_average", "resample"]
+
+_LONG_PAD_S, _SHORT_PAD_S = 3.0, 0.2
 
 
 def fill_gaps(signal: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -55,24 +58,51 @@ def band(
 ) -> npt.NDArray[np.float64]:
     """Zero-phase Butterworth filter along the last axis; either edge may be left open.
 
-    A high edge at or above 0.45 of the rate is left open: there is nothing above it to remove.
+    The same as filtering forwards and backwards, done in one go on the spectrum. A high edge at or
+    above 0.45 of the rate is left open: there is nothing above it to remove.
     """
-    from scipy.signal import butter, sosfiltfilt
-
     if high_hz is not None and high_hz >= 0.45 * rate:
         high_hz = None
     if low_hz is None and high_hz is None:
         return np.asarray(signal, dtype=np.float64)
-    if low_hz is None:
-        sos = butter(order, high_hz, "lowpass", fs=rate, output="sos")
-    elif high_hz is None:
-        sos = butter(order, low_hz, "highpass", fs=rate, output="sos")
-    else:
-        sos = butter(order, (low_hz, high_hz), "bandpass", fs=rate, output="sos")
-    # long enough that a slow high-pass has settled before the first beat
-    pad = min(signal.shape[-1] - 1, int(rate * (1.5 if low_hz else 0.2)))
-    filtered: npt.NDArray[np.float64] = sosfiltfilt(sos, signal, axis=-1, padlen=max(pad, 0))
+    from scipy.fft import irfft, next_fast_len, rfft
+
+    n = signal.shape[-1]
+    # long enough that nothing of one end is heard at the other
+    pad = min(n - 1, int(rate * (_LONG_PAD_S if low_hz else _SHORT_PAD_S)))
+    size = next_fast_len(n + 2 * pad, real=True)
+    padded = np.empty((*signal.shape[:-1], size))
+    inner = padded[..., : n + 2 * pad]
+    inner[..., pad : pad + n] = signal
+    # each end goes on turned over about its last sample, and the two are joined by a ramp
+    if pad:
+        first, last = inner[..., pad : pad + 1], inner[..., pad + n - 1 : pad + n]
+        inner[..., :pad] = 2 * first - inner[..., 2 * pad : pad : -1]
+        inner[..., pad + n :] = 2 * last - inner[..., pad + n - 2 : n - 2 : -1]
+    rest = size - inner.shape[-1]
+    share = np.arange(1, rest + 1) / (rest + 1)
+    start, end = inner[..., :1], inner[..., -1:]
+    padded[..., inner.shape[-1] :] = end + (start - end) * share
+    spectrum = rfft(padded, axis=-1)
+    spectrum *= _power_response(order, low_hz, high_hz, rate, size)
+    filtered: npt.NDArray[np.float64] = irfft(spectrum, n=size, axis=-1)[..., pad : pad + n]
     return filtered
+
+
+@lru_cache(maxsize=128)
+def _power_response(
+    order: int, low_hz: float | None, high_hz: float | None, rate: float, size: int
+) -> npt.NDArray[np.float64]:
+    """|H|^2 at the frequencies of a real FFT of ``size`` samples."""
+    from scipy.signal import butter, freqz_sos
+
+    edges = (low_hz, high_hz) if low_hz and high_hz else low_hz or high_hz
+    kind = "bandpass" if low_hz and high_hz else "highpass" if low_hz else "lowpass"
+    sos = butter(order, edges, kind, fs=rate, output="sos")
+    _, response = freqz_sos(sos, worN=2 * np.pi * np.arange(size // 2 + 1) / size)
+    power: npt.NDArray[np.float64] = np.abs(response) ** 2
+    power.setflags(write=False)
+    return power
 
 
 def moving_average(signal: npt.NDArray[np.floating], width: int) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ from ecg_agent_ray.pipelines.extract_config import ExtractConfig
 from ecg_agent_ray.pipelines.extract_files import find_recordings
 from ecg_agent_ray.pipelines.extract_state import ExtractState
 from ecg_agent_ray.pipelines.extract_tables import write_errors, write_tables
+from ecg_agent_ray.settings import load_settings
 
 __all__ = ["extract"]
 
@@ -104,6 +105,8 @@ def _worker_options(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, An
     identity = config.identity()
     if config.tool == "measurements":
         tools.measure(ecg.read(ecg.samples()[0]), method=config.method)
+        if config.method == "default" and (network := load_settings().delineator) is not None:
+            identity["network_digest"] = _digest(str(network))
         return options, identity
     from ecg_agent_ray.pipelines.extract_worker import load_model
     from ecg_agent_ray.registry import resolve
@@ -144,7 +147,10 @@ def _work(
     # Ray says at every start of an actor that losing the driver would lose its arguments
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     done = 0
-    with local_ray(env_vars={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}) as ray:
+    env_vars = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if (network := load_settings().delineator) is not None:
+        env_vars["ECG_AGENT_DELINEATOR"] = str(network.resolve())
+    with local_ray(env_vars=env_vars) as ray:
         report(0, len(names))
         cpus = int(ray.cluster_resources().get("CPU", 1))
         batches = -(-len(names) // config.records_a_batch)

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.ecg import Recording
-from ecg_agent_ray.ecg.delineation import FIDUCIALS, WORKING_RATE_HZ, delineate, find_beats
+from ecg_agent_ray.ecg.delineation import (
+    FIDUCIALS,
+    WORKING_RATE_HZ,
+    align_beats,
+    delineate,
+    find_beats,
+    typical_beat,
+    wave_probabilities,
+)
 from ecg_agent_ray.ecg.filters import fill_gaps
 from ecg_agent_ray.ecg.pacing import remove_spikes
 from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality
@@ -20,6 +28,7 @@ __all__ = ["BeatFinder"]
 # P waves stand highest in II, QRS and T in V5; between clean leads their scores say little more
 _PREFERENCE = {"II": 0.2, "I": 0.1, "V5": 0.1}
 _LONGEST_GAP_S = 0.2
+_FEWEST_SEEN = 0.8
 # how far from the median of the leads a lead's boundary may lie to count, ms
 _AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 90.0}
 _AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 40.0}
@@ -30,6 +39,8 @@ class BeatFinder:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
+        self._aligned: dict[str, npt.NDArray[np.intp]] = {}
+        self._waves: dict[str, npt.NDArray[np.float32]] = {}
 
     @cached_property
     def _working(self) -> Recording:
@@ -71,56 +82,100 @@ class BeatFinder:
         return max(self.recording.leads, key=score)
 
     def one_lead(self, name: str) -> BeatTable:
-        beats = self._beats
-        if beats.size == 0:
+        """Beats of a lead by the network."""
+        if self._beats.size == 0:
             return _empty()
-        lead = self._without_spikes.lead(name)
-        found = delineate(lead, beats, WORKING_RATE_HZ)
-        notes = [] if found.p_present else [_no_p()]
-        points = _without_gaps(found.points, lead)
-        return BeatTable(points, WORKING_RATE_HZ, _rr_before(found.anchors, lead), notes)
+        lead, anchors = self._without_spikes.lead(name), self._anchors(name)
+        found = delineate(lead, self._probabilities(name), anchors, WORKING_RATE_HZ)
+        points, notes = _without_gaps(found.points, lead), []
+        if not found.p_present:
+            points |= _no_p_points(len(anchors))
+            notes.append(_no_p())
+        seen = int(np.isfinite(found.points["qrs_onset"]).sum())
+        if seen < _FEWEST_SEEN * len(anchors):
+            notes.append(
+                f"heart rate is doubtful: the network sees a QRS complex in {seen} of "
+                f"{len(anchors)} beats"
+            )
+        return BeatTable(points, WORKING_RATE_HZ, _rr_before(anchors, lead), notes)
 
-    def all_leads(self) -> tuple[BeatTable, LeadQuality]:
-        """Earliest onset to latest offset over the leads that agree, as electrocardiographs do."""
+    def check(self, *names: str) -> BeatTable:
+        """The typical beat of a lead, or of several together, by the classical method."""
+        if self._beats.size == 0 or not names:
+            return _empty()
+        tables = []
+        for name in names:
+            anchors = self._anchors(name)
+            beat = typical_beat(self._without_spikes.lead(name), anchors, WORKING_RATE_HZ)
+            # leads are aligned each by itself
+            shift = float(np.median(anchors - self._beats))
+            points = {point: np.array([place + shift]) for point, place in beat.items()}
+            rr = _rr_before(anchors, self._without_spikes.lead(name))
+            typical_rr = np.array([np.nanmedian(rr) if np.isfinite(rr).any() else np.nan])
+            tables.append(BeatTable(points, WORKING_RATE_HZ, typical_rr))
+        return tables[0] if len(tables) == 1 else _together(tables)
+
+    def _anchors(self, name: str) -> npt.NDArray[np.intp]:
+        if name not in self._aligned:
+            lead = self._without_spikes.lead(name)
+            self._aligned[name] = align_beats(lead, self._beats, WORKING_RATE_HZ)
+        return self._aligned[name]
+
+    def _probabilities(self, *names: str) -> npt.NDArray[np.float32]:
+        """Of the last lead named; all that are named go through the network together."""
+        new = [name for name in names if name not in self._waves]
+        if new:
+            signal = self._without_spikes.select(new).signal
+            rows = wave_probabilities(signal, WORKING_RATE_HZ)
+            self._waves.update(zip(new, rows, strict=True))
+        return self._waves[names[-1]]
+
+    def leads_together(self) -> tuple[list[str], LeadQuality]:
+        """The leads a global measurement takes, and how good they are."""
         names = [n for n, quality in self.quality.items() if quality.status == "usable"]
         names = names or [n for n, q in self.quality.items() if q.status == "doubtful"]
-        n_all = len(self.recording.leads)
         if not names:
-            reason = "no lead is usable"
-            return _empty(reason), LeadQuality("unusable", reason, 0.0)
+            return [], LeadQuality("unusable", "no lead is usable", 0.0)
+        n_all = len(self.recording.leads)
         reason = "" if len(names) == n_all else f"{len(names)} of {n_all} leads are used"
-        quality = LeadQuality(
-            self.quality[names[0]].status, reason, min(self.quality[n].score for n in names)
-        )
-        if self._beats.size == 0:
-            return _empty(), quality
-        tables = [self.one_lead(name) for name in names]
-        with_p = [t for t in tables if np.isfinite(t.points["p_onset"]).any()]
-        notes = [] if 2 * len(with_p) >= len(tables) else [_no_p()]
-        points = {name: self._combined(name, tables) for name in FIDUCIALS}
-        if notes:
-            points |= {n: np.full(len(tables[0]), np.nan) for n in FIDUCIALS if n.startswith("p_")}
-        rr_before = _median_over_leads(np.stack([t.rr_before_ms for t in tables]))
-        return BeatTable(points, WORKING_RATE_HZ, rr_before, notes), quality
+        status = self.quality[names[0]].status
+        return names, LeadQuality(status, reason, min(self.quality[n].score for n in names))
 
-    @staticmethod
-    def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
-        stack = np.stack([table.points[name] for table in tables])
-        seen = np.isfinite(stack).any(axis=0)
-        result = np.full(stack.shape[1], np.nan)
-        if not seen.any():
-            return result
-        middle = np.nanmedian(stack[:, seen], axis=0)
-        if name not in _AGREEMENT_MS:
-            result[seen] = middle
-            return result
-        reach = _AGREEMENT_MS[name] * WORKING_RATE_HZ / 1000.0
-        near = np.where(np.abs(stack[:, seen] - middle) <= reach, stack[:, seen], np.nan)
-        near[:, np.isnan(near).all(axis=0)] = middle[np.isnan(near).all(axis=0)]
-        # the outermost lead alone may be noise, so a tenth of the leads must reach as far
-        share = 10.0 if name.endswith("onset") else 90.0
-        result[seen] = np.nanpercentile(near, share, axis=0)
+    def all_leads(self, names: list[str]) -> BeatTable:
+        """Earliest onset to latest offset over the leads that agree, as electrocardiographs do."""
+        if self._beats.size == 0 or not names:
+            return _empty()
+        self._probabilities(*names)
+        return _together([self.one_lead(name) for name in names])
+
+
+def _together(tables: list[BeatTable]) -> BeatTable:
+    with_p = [t for t in tables if np.isfinite(t.points["p_onset"]).any()]
+    notes = [] if 2 * len(with_p) >= len(tables) else [_no_p()]
+    points = {name: _combined(name, tables) for name in FIDUCIALS}
+    if notes:
+        points |= _no_p_points(len(tables[0]))
+    rr_before = _median_over_leads(np.stack([t.rr_before_ms for t in tables]))
+    return BeatTable(points, WORKING_RATE_HZ, rr_before, notes)
+
+
+def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
+    stack = np.stack([table.points[name] for table in tables])
+    seen = np.isfinite(stack).any(axis=0)
+    result = np.full(stack.shape[1], np.nan)
+    if not seen.any():
         return result
+    middle = np.nanmedian(stack[:, seen], axis=0)
+    if name not in _AGREEMENT_MS:
+        result[seen] = middle
+        return result
+    reach = _AGREEMENT_MS[name] * WORKING_RATE_HZ / 1000.0
+    near = np.where(np.abs(stack[:, seen] - middle) <= reach, stack[:, seen], np.nan)
+    near[:, np.isnan(near).all(axis=0)] = middle[np.isnan(near).all(axis=0)]
+    # the outermost lead alone may be noise, so a tenth of the leads must reach as far
+    share = 10.0 if name.endswith("onset") else 90.0
+    result[seen] = np.nanpercentile(near, share, axis=0)
+    return result
 
 
 def _rr_before(
@@ -154,6 +209,10 @@ def _without_gaps(
         index = np.clip(np.nan_to_num(positions).astype(np.intp), 0, lead.size - 1)
         cleaned[name] = np.where(gap[index] & (name != "r_peak"), np.nan, positions)
     return cleaned
+
+
+def _no_p_points(n_beats: int) -> dict[str, npt.NDArray[np.float64]]:
+    return {name: np.full(n_beats, np.nan) for name in FIDUCIALS if name.startswith("p_")}
 
 
 def _no_p() -> str:

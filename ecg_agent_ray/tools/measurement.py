@@ -35,6 +35,8 @@ _VALUES = (
     "qtc_bazett_ms",
     "qtc_fridericia_ms",
 )
+_CHECKED = {"pr_ms": "PR", "qrs_ms": "QRS", "qt_ms": "QT"}
+_DOUBTFUL_MS = 40.0
 _NEEDED = {"heart_rate_bpm": "heart rate", "pr_ms": "PR", "qrs_ms": "QRS", "qt_ms": "QT"}
 
 
@@ -128,8 +130,9 @@ def measure(
         A lead's name; ``auto`` for the best usable lead; ``global`` for all usable leads together,
         from the earliest onset to the latest offset.
     method
-        ``default`` is this package's delineation; ``neurokit`` is neurokit2's, ``paper`` the
-        published agent's measurement, both on one lead.
+        ``default`` is this package's network, checked by its classical delineation: an interval on
+        which the two differ by more than 40 ms carries a note that it is doubtful; ``neurokit`` is
+        neurokit2's delineation, ``paper`` the published agent's, both on one lead.
     beats
         Also give each beat's fiducials, as sample indices at the recording's own rate.
 
@@ -154,8 +157,9 @@ def measure(
 
     finder = BeatFinder(recording)
     if wanted == "global":
-        combined, quality = finder.all_leads()
-        return _measurement(recording, "global", quality, combined, beats)
+        names, quality = finder.leads_together()
+        table, check = finder.all_leads(names), finder.check(*names)
+        return _measurement(recording, "global", quality, table, beats, check)
     name = finder.best_lead() if wanted == "auto" else normalise_lead(lead)
     quality = finder.quality[name]
     # the published method looks at no quality, and is kept as it was
@@ -165,20 +169,36 @@ def measure(
             note = f"no lead is usable; the best, {name}: {quality.reason}"
         return _nothing(recording, name, quality, [note])
     if method == "default":
-        return _measurement(recording, name, quality, finder.one_lead(name), beats)
+        table, check = finder.one_lead(name), finder.check(name)
+        return _measurement(recording, name, quality, table, beats, check)
     from ecg_agent_ray.tools.measurement_neurokit import neurokit_table, paper_values
 
     if method == "paper":
-        values, notes, n_beats, table = paper_values(recording.lead(name), recording.sampling_rate)
-        return _finished(recording, name, quality, values, notes, n_beats, table if beats else None)
+        values, notes, n_beats, points = paper_values(recording.lead(name), recording.sampling_rate)
+        shown = points if beats else None
+        return _finished(recording, name, quality, values, notes, n_beats, shown)
     by_neurokit = neurokit_table(recording.lead(name), recording.sampling_rate)
     return _measurement(recording, name, quality, by_neurokit, beats)
 
 
 def _measurement(
-    recording: Recording, lead: str, quality: LeadQuality, table: BeatTable, beats: bool
+    recording: Recording,
+    lead: str,
+    quality: LeadQuality,
+    table: BeatTable,
+    beats: bool,
+    check: BeatTable | None = None,
 ) -> Measurement:
     values, notes = _summarise(table)
+    if check is not None:
+        others = _summarise(check)[0]
+        notes += _disagreements(values, others)
+        if lead == "global" and values["pr_ms"] is None and others["pr_ms"] is not None:
+            # P waves that ride on T, as in first-degree block, are lost to the network at times;
+            # that half of the leads share one by the classical method is strong evidence
+            values |= {name: others[name] for name in ("pr_ms", "p_duration_ms")}
+            notes = [note for note in notes if note not in table.notes]
+            notes.append("PR is doubtful: only the classical method finds P waves")
     if quality.status == "doubtful":
         notes.insert(0, f"signal quality is doubtful: {quality.reason}")
     return _finished(recording, lead, quality, values, notes, len(table), table if beats else None)
@@ -209,6 +229,21 @@ def _summarise(table: BeatTable) -> tuple[dict[str, float | None], list[str]]:
     if len(table) and values["qt_ms"] is None:
         notes.append("no QT: no end of the T wave was found")
     return values, notes
+
+
+def _disagreements(values: dict[str, float | None], others: dict[str, float | None]) -> list[str]:
+    """A note for each interval that a second, independent method sees differently."""
+    notes = []
+    for key, name in _CHECKED.items():
+        value, other = values[key], others[key]
+        if value is not None and other is not None and abs(value - other) > _DOUBTFUL_MS:
+            notes.append(
+                f"{name} is doubtful: {value:.0f} ms by the network, {other:.0f} ms by the "
+                "classical method"
+            )
+    if values["pr_ms"] is not None and others["pr_ms"] is None:
+        notes.append("PR is doubtful: the classical method finds no P wave")
+    return notes
 
 
 def _median(values: npt.NDArray[np.float64]) -> float | None:

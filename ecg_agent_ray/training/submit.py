@@ -16,7 +16,11 @@ from ecg_agent_ray.errors import ConfigError, ServiceError, TrainingError
 
 __all__ = ["submit_job"]
 
-_VERBS = {"finetune_llm": "llm", "finetune_classifier": "classifier"}
+_VERBS = {
+    "finetune_llm": "llm",
+    "finetune_classifier": "classifier",
+    "train_delineator": "delineator",
+}
 _FINAL = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 

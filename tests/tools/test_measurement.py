@@ -60,7 +60,7 @@ def test_values_of_a_clean_record_stay_what_they_are() -> None:
     assert measured.pr_ms == pytest.approx(152, abs=4)
     assert measured.qrs_ms == pytest.approx(88, abs=4)
     assert measured.qt_ms == pytest.approx(380, abs=4)
-    assert measured.qtc_bazett_ms == pytest.approx(383, abs=5)
+    assert measured.qtc_bazett_ms == pytest.approx(380, abs=6)
     assert measured.n_beats == 10
     assert measured.notes == []
 

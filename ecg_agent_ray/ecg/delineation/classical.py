@@ -1,41 +1,23 @@
-"""A lead's fiducial points by classical signal processing.
+"""A lead's typical beat by classical signal processing: what the network is checked against.
 
-Beats that look alike are averaged with their neighbours before waves are sought: noise falls with
-the root of their number, and what is not locked to the QRS, such as fibrillatory waves, averages
-out.
+The beats of the commonest shape are averaged before waves are sought: noise falls with the root of
+their number, and what is not locked to the QRS, such as fibrillatory waves, averages out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray.ecg.delineation.points import FIDUCIALS
 from ecg_agent_ray.ecg.delineation.waves import PWave, QrsWave, p_waves, qrs_waves, t_waves
 from ecg_agent_ray.ecg.filters import band, fill_gaps
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+__all__ = ["align_beats", "typical_beat"]
 
-__all__ = ["FIDUCIALS", "WORKING_RATE_HZ", "Delineation", "delineate"]
-
-FIDUCIALS = (
-    "p_onset",
-    "p_peak",
-    "p_offset",
-    "qrs_onset",
-    "r_peak",
-    "qrs_offset",
-    "t_onset",
-    "t_peak",
-    "t_offset",
-)
-WORKING_RATE_HZ = 500.0
 _BEFORE_S, _AFTER_S = 0.50, 1.05
+_QRS_HZ, _T_HZ, _P_HZ = 45.0, 16.0, 22.0
 _ALIKE = 0.90
-_NEIGHBOURS = 12
 _ALIGN_S = 0.04
 _SHORTEST_RR_S = 0.2
 _LONGEST_QTC_S = 0.64
@@ -48,73 +30,68 @@ _IRREGULAR, _P_CORRELATION_IRREGULAR, _P_SMALLEST_IRREGULAR_MV = 0.12, 0.87, 0.0
 _CHAOTIC, _P_CORRELATION_CHAOTIC = 0.25, 0.97
 
 
-Wave = TypeVar("Wave", PWave, QrsWave)
-
-
-@dataclass(frozen=True)
-class Delineation:
-    """Fiducials of one lead: ``points[name]`` are sample positions (float, at the working rate) of
-    every beat, NaN where the beat has none. ``anchors`` are the beats as aligned with each other:
-    the same place in each complex, so that their distances are the RR intervals."""
-
-    points: dict[str, npt.NDArray[np.float64]]
-    anchors: npt.NDArray[np.intp]
-    rate: float
-    p_present: bool
-    p_evidence: float
-
-    def milliseconds(self, start: str, end: str) -> npt.NDArray[np.float64]:
-        return (self.points[end] - self.points[start]) * 1000.0 / self.rate
-
-
-def delineate(
+def align_beats(
     signal: npt.NDArray[np.floating], beats: npt.NDArray[np.intp], rate: float
-) -> Delineation:
-    """Fiducials of ``beats`` (sample indices) in one lead (samples,) at ``rate`` Hz (about 500)."""
-    clean = fill_gaps(signal)
-    level = band(clean, rate, 0.5, None)
-    qrs_signal, t_signal, p_signal = (band(level, rate, None, hz) for hz in (45.0, 16.0, 22.0))
-    anchors = _align(qrs_signal, beats, rate)
+) -> npt.NDArray[np.intp]:
+    """The same place in each complex of one lead (samples,), so that their distances are RR."""
+    level = band(fill_gaps(signal), rate, 0.5, None)
+    return _align(band(level, rate, None, _QRS_HZ), beats, rate)
+
+
+def typical_beat(
+    signal: npt.NDArray[np.floating], anchors: npt.NDArray[np.intp], rate: float
+) -> dict[str, float]:
+    """Fiducials of the average of the commonest beats, in samples from their anchor.
+
+    Parameters
+    ----------
+    signal : (samples,) of one lead, at about 500 Hz
+    anchors : (beats,) sample indices, as of :func:`align_beats`
+
+    Returns
+    -------
+    dict : each of ``FIDUCIALS``, NaN for what the beats do not have (for P: do not share)
+    """
+    level = band(fill_gaps(signal), rate, 0.5, None)
     before, after = round(_BEFORE_S * rate), round(_AFTER_S * rate)
-    raw_qrs = _cut(qrs_signal, anchors, before, after)
-    weights = _likeness(raw_qrs, before, rate)
-    qrs_rows = _averaged(raw_qrs, weights)
-    qrs = qrs_waves(qrs_rows, before, rate)
-    rr_next, rr_before = _intervals(anchors, rate)
-    t_limit = qrs.onset + np.minimum(
-        _LONGEST_QTC_S * np.sqrt(rr_next) * rate, (rr_next - 0.06) * rate
-    ).astype(np.intp)
-    t = t_waves(
-        _averaged(_cut(t_signal, anchors, before, after), weights), qrs, t_limit, rr_next, rate
-    )
-    raw_p = _cut(p_signal, anchors, before, after)
-    p_rows = _averaged(raw_p, weights)
-    earliest = _earliest_p(t.offset, anchors, before, rr_before, rate)
-    p = p_waves(p_rows, qrs, earliest, rate)
+    raw_qrs = _cut(band(level, rate, None, _QRS_HZ), anchors, before, after)
     common = _dominant(raw_qrs, before, rate)
-    evidence = _p_evidence(
-        raw_p[common], p_rows[common], _only(p, common), _only(qrs, common), rate
-    )
-    height = float(np.median(np.abs(p.height[common])))
-    span = float(np.median(np.ptp(qrs_rows[common], axis=1)))
+    raw_t = _cut(band(level, rate, None, _T_HZ), anchors[common], before, after)
+    raw_p = _cut(band(level, rate, None, _P_HZ), anchors[common], before, after)
+    qrs_row = _average(raw_qrs[common])
+    qrs = qrs_waves(qrs_row, before, rate)
+    rr_s = _typical_rr(anchors, common, rate)
+    t_limit = qrs.onset + round(min(_LONGEST_QTC_S * np.sqrt(rr_s), rr_s - 0.06) * rate)
+    t = t_waves(_average(raw_t), qrs, t_limit, np.array([rr_s]), rate)
+    p_row = _average(raw_p)
+    # P is sought behind the T wave of the beat before
+    t_end_before = t.offset - rr_s * rate if t.offset[0] >= 0 else np.array([-np.inf])
+    earliest = before - min(_LONGEST_PR_S + 0.06, 0.62 * rr_s) * rate
+    sought = np.maximum(np.maximum(earliest, t_end_before + 0.01 * rate), 0).astype(np.intp)
+    p = p_waves(p_row, qrs, sought, rate)
+    evidence = _p_evidence(raw_p, p_row, p, qrs, rate)
+    height, span = float(abs(p.height[0])), float(np.ptp(qrs_row))
     present = _is_p(evidence, height, span, _irregularity(anchors, common))
-    columns = {
-        "p_onset": np.where(present, p.onset, -1),
-        "p_peak": np.where(present, p.peak, -1),
-        "p_offset": np.where(present, p.offset, -1),
-        "qrs_onset": qrs.onset,
-        "r_peak": qrs.peak,
-        "qrs_offset": qrs.offset,
-        "t_onset": t.onset,
-        "t_peak": t.peak,
-        "t_offset": t.offset,
+    columns = [p.onset, p.peak, p.offset] if present else [np.full(1, -1)] * 3
+    columns += [qrs.onset, qrs.peak, qrs.offset, t.onset, t.peak, t.offset]
+    return {
+        name: float(column[0] - before) if column[0] >= 0 else float("nan")
+        for name, column in zip(FIDUCIALS, columns, strict=True)
     }
-    points = {}
-    for name, column in columns.items():
-        position = np.where(column >= 0, column - before + anchors, np.nan)
-        outside = (position < 0) | (position > signal.shape[-1] - 1)
-        points[name] = np.where(outside, np.nan, position)
-    return Delineation(points, anchors, rate, present, evidence)
+
+
+def _average(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """One row, of rows each taken from its own median."""
+    level = rows - np.median(rows, axis=1, keepdims=True)
+    return np.asarray(level.mean(axis=0, keepdims=True))
+
+
+def _typical_rr(anchors: npt.NDArray[np.intp], common: npt.NDArray[np.bool_], rate: float) -> float:
+    """Seconds: the median distance of neighbours of the common shape, else of any."""
+    rr = np.diff(anchors)
+    between = rr[common[1:] & common[:-1]]
+    between = between if between.size else rr
+    return max(float(np.median(between)) / rate, 0.25) if between.size else 1.0
 
 
 def _align(
@@ -155,63 +132,9 @@ def _shapes(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> npt.NDAr
     return np.asarray(shape / (np.linalg.norm(shape, axis=1, keepdims=True) + 1e-9))
 
 
-def _likeness(rows: npt.NDArray[np.float64], anchor: int, rate: float) -> csr_array:
-    """Row-stochastic weights (beats, beats): each beat with up to 12 nearby ones of its shape."""
-    shape = _shapes(rows, anchor, rate)
-    from scipy.sparse import csr_array
-
-    n = len(rows)
-    reach = 2 * _NEIGHBOURS
-    rows_of, columns_of, values = [], [], []
-    for i in range(n):
-        low, high = max(0, i - reach), min(n, i + reach + 1)
-        alike = np.flatnonzero(shape[low:high] @ shape[i] >= _ALIKE) + low
-        nearest = alike[np.argsort(np.abs(alike - i), kind="stable")[:_NEIGHBOURS]]
-        nearest = nearest if nearest.size else np.array([i])
-        rows_of += [i] * nearest.size
-        columns_of += nearest.tolist()
-        values += [1.0 / nearest.size] * nearest.size
-    return csr_array((values, (rows_of, columns_of)), shape=(n, n))
-
-
-def _only(wave: Wave, rows: npt.NDArray[np.bool_]) -> Wave:
-    """The wave of these rows."""
-    return replace(wave, **{f.name: getattr(wave, f.name)[rows] for f in fields(wave)})
-
-
-def _averaged(rows: npt.NDArray[np.float64], weights: csr_array) -> npt.NDArray[np.float64]:
-    averaged: npt.NDArray[np.float64] = weights @ (rows - np.median(rows, axis=1, keepdims=True))
-    return averaged
-
-
-def _intervals(
-    anchors: npt.NDArray[np.intp], rate: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Seconds to the next beat and from the one before; the record's median at its ends."""
-    rr = np.diff(anchors) / rate
-    typical = float(np.median(rr)) if rr.size else 1.0
-    following = np.append(rr, typical)
-    preceding = np.insert(rr, 0, typical)
-    return np.maximum(following, 0.25), np.maximum(preceding, 0.25)
-
-
-def _earliest_p(
-    t_offset: npt.NDArray[np.intp],
-    anchors: npt.NDArray[np.intp],
-    before: int,
-    rr_before: npt.NDArray[np.float64],
-    rate: float,
-) -> npt.NDArray[np.intp]:
-    """The column from which a beat's P wave is sought: behind the T wave before it."""
-    earliest = before - np.minimum(_LONGEST_PR_S + 0.06, 0.62 * rr_before) * rate
-    t_end = np.where(t_offset >= 0, t_offset - before + anchors, -(10**9))
-    previous = np.concatenate(([-(10**9)], t_end[:-1])) - anchors + before
-    return np.maximum(np.maximum(earliest, previous + round(0.01 * rate)), 0).astype(np.intp)
-
-
 def _p_evidence(
     raw: npt.NDArray[np.float64],
-    averaged: npt.NDArray[np.float64],
+    average: npt.NDArray[np.float64],
     p: PWave,
     qrs: QrsWave,
     rate: float,
@@ -221,30 +144,19 @@ def _p_evidence(
     The window runs from 50 ms before the P wave's onset to 50 ms behind its offset, at most to QRS;
     a straight line is taken off, so that the slope of a T wave or of the baseline is no likeness.
     """
-    margin = round(_P_MARGIN_S * rate)
-    columns = np.arange(raw.shape[1], dtype=np.float64)[np.newaxis]
-    begin = np.maximum(p.onset - margin, 0)[:, None]
-    end = np.minimum(p.offset + margin, qrs.onset)[:, None]
-    inside = (columns >= begin) & (columns <= end) & (p.peak >= 0)[:, None]
-    one, mean = _detrended(raw, columns, inside), _detrended(averaged, columns, inside)
-    norm = np.linalg.norm(one, axis=1) * np.linalg.norm(mean, axis=1)
-    seen = norm > 1e-9
-    if not seen.any():
+    from scipy.signal import detrend
+
+    if p.peak[0] < 0:
         return 0.0
-    return float(np.median(np.sum(one[seen] * mean[seen], axis=1) / norm[seen]))
-
-
-def _detrended(
-    rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float64]:
-    """Each row less its least-squares line inside the mask, 0 outside."""
-    count = np.maximum(inside.sum(axis=1, keepdims=True), 1)
-    x = np.where(inside, columns - (columns * inside).sum(axis=1, keepdims=True) / count, 0.0)
-    y = np.where(inside, rows - (rows * inside).sum(axis=1, keepdims=True) / count, 0.0)
-    slope = (x * y).sum(axis=1, keepdims=True) / np.maximum(
-        (x * x).sum(axis=1, keepdims=True), 1e-9
-    )
-    return np.asarray(np.where(inside, y - slope * x, 0.0), dtype=np.float64)
+    margin = round(_P_MARGIN_S * rate)
+    begin = max(int(p.onset[0]) - margin, 0)
+    end = min(int(p.offset[0]) + margin, int(qrs.onset[0])) + 1
+    if end - begin < 3:
+        return 0.0
+    single, mean = detrend(raw[:, begin:end]), detrend(average[0, begin:end])
+    norm = np.linalg.norm(single, axis=1) * np.linalg.norm(mean)
+    seen = norm > 1e-9
+    return float(np.median(single[seen] @ mean / norm[seen])) if seen.any() else 0.0
 
 
 def _is_p(evidence: float, height: float, qrs_span: float, irregularity: float) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.ecg.delineation.network import NETWORK_RATE_HZ, WAVES
+from ecg_agent_ray.ecg.delineation.points import Delineation
+from ecg_agent_ray.ecg.filters import fill_gaps, moving_average
 
-__all__ = ["beat_boundaries", "wave_stretches"]
+__all__ = ["beat_boundaries", "delineate", "wave_stretches"]
 
 Array = npt.NDArray[np.float64]
 
@@ -22,6 +27,9 @@ _LATEST_T_ONSET_S = 0.70
 _LONGEST_PR_S = 0.45
 # where a beat has several P candidates (blocked P waves), the one nearer to QRS wins near ties
 _P_NEARNESS = 0.02
+# a lead shows P waves if so many of its beats have one
+_P_SHARE = 0.5
+_PEAK_SMOOTHING_S = 0.012
 
 
 def wave_stretches(probability: npt.NDArray[np.floating], least: float) -> Array:
@@ -117,3 +125,48 @@ def _nearest(stretches: Array, beat: float) -> Array:
 
 def _largest(stretches: Array) -> Array:
     return stretches[np.argmax(stretches[:, 2])] if len(stretches) else np.empty(0)
+
+
+def delineate(
+    signal: npt.NDArray[np.floating],
+    probabilities: npt.NDArray[np.floating],
+    beats: npt.NDArray[np.intp],
+    rate: float,
+) -> Delineation:
+    """Fiducials of ``beats`` by the network.
+
+    Parameters
+    ----------
+    signal : (samples,) at ``rate`` Hz, for the places of the peaks
+    probabilities : (4, samples) at 250 Hz, as of ``wave_probabilities``
+    beats : (beats,) sample indices at ``rate`` Hz
+    """
+    ratio = rate / NETWORK_RATE_HZ
+    boundaries = beat_boundaries(probabilities, np.asarray(beats) / ratio)
+    points = {name: np.minimum(b * ratio, signal.size - 1) for name, b in boundaries.items()}
+    smooth = moving_average(fill_gaps(signal), round(_PEAK_SMOOTHING_S * rate))
+    for wave, peak in (("p", "p_peak"), ("qrs", "r_peak"), ("t", "t_peak")):
+        pick = _tallest if wave == "qrs" else _furthest
+        pairs = zip(points[f"{wave}_onset"], points[f"{wave}_offset"], strict=True)
+        points[peak] = np.array([_peak(smooth, *pair, pick) for pair in pairs], dtype=np.float64)
+    share = float(np.isfinite(points["p_onset"]).mean()) if len(beats) else 0.0
+    return Delineation(points, np.asarray(beats), rate, share >= _P_SHARE, share)
+
+
+def _peak(signal: Array, onset: float, offset: float, pick: Callable[[Array], int]) -> float:
+    if not np.isfinite(onset):
+        return float("nan")
+    first = math.ceil(onset)
+    inside = signal[first : max(math.floor(offset), first) + 1]
+    return first + pick(inside) if inside.size else first
+
+
+def _tallest(wave: Array) -> int:
+    """The tallest upright deflection, or the deepest where that is more than 1.5 times as deep."""
+    level = wave - wave[0]
+    return int(level.argmin() if -level.min() > 1.5 * level.max() else level.argmax())
+
+
+def _furthest(wave: Array) -> int:
+    """Where the wave is furthest from the straight line between its ends."""
+    return int(np.abs(wave - np.linspace(wave[0], wave[-1], wave.size)).argmax())

@@ -1,21 +1,24 @@
 """A small 1-D U-Net that says for every sample whether it is of P, QRS, T or none of them.
 
-The network (0.4 million parameters, trained by ``jobs/train_delineator.py``, see ``_data/delineator/
-README.md``) takes one lead at 250 Hz. It runs in ONNX Runtime on one thread, so that measuring
-needs no torch and a replica takes the one core it asks for.
+The network (0.4 million parameters, trained by ``jobs/train_delineator.py``; its card is
+``_data/delineator/README.md``) takes one lead at 250 Hz. It runs in ONNX Runtime on one thread, so
+that measuring needs no torch and a replica takes the one core it asks for.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+import os
+from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.ecg.filters import band, fill_gaps, resample
+from ecg_agent_ray.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -47,6 +50,11 @@ def wave_probabilities(signal: npt.NDArray[np.floating], rate: float) -> npt.NDA
 
     ``signal`` is (leads, samples) at ``rate`` Hz in mV; gaps are bridged. Each lead is judged by
     itself.
+
+    Raises
+    ------
+    ModelNotFoundError
+        ``ECG_AGENT_DELINEATOR`` names no network.
     """
     slow = resample(fill_gaps(signal), rate, NETWORK_RATE_HZ)
     length = slow.shape[-1]
@@ -71,7 +79,7 @@ def _run(leads: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     length = leads.shape[-1]
     padding = math.ceil(length / _MULTIPLE) * _MULTIPLE - length
     padded = np.pad(leads, ((0, 0), (0, padding)), mode="edge")[:, np.newaxis]
-    session = _session()
+    session = _session(os.environ.get("ECG_AGENT_DELINEATOR"))
     batches = [
         session.run(None, {"lead": padded[i : i + _BATCH]})[0]
         for i in range(0, len(padded), _BATCH)
@@ -84,14 +92,25 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-@cache
-def _session() -> InferenceSession:
+@lru_cache(maxsize=4)
+def _session(named: str | None) -> InferenceSession:
+    """Of the network that ``ECG_AGENT_DELINEATOR`` names, or the shipped one."""
     import onnxruntime
 
+    from ecg_agent_ray.settings import load_settings
+
+    own = load_settings().delineator if named else None
+    shipped = resources.files("ecg_agent_ray") / "_data" / "delineator" / "model.onnx"
+    model = own.expanduser().resolve() if own else Path(str(shipped))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model = resources.files("ecg_agent_ray") / "_data" / "delineator" / "model.onnx"
-    return onnxruntime.InferenceSession(
-        model.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            model.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the runtime's exceptions have no common class
+        raise ModelNotFoundError(
+            f"cannot load the delineation network {model}: {error}",
+            hint="ECG_AGENT_DELINEATOR names an ONNX file made by `train delineator`",
+        ) from error
