@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -199,11 +198,9 @@ def _tracked(options: dict[str, Any], records: Sequence[LabelledRecord]) -> Any:
 
     headers = [record.path.with_name(f"{record.path.stem}.hea") for record in records]
     digest = data_digest(header for header in headers if header.is_file())
-    # a run that `mlflow run` has opened already is in the experiment that was asked for there
-    experiment = None if "MLFLOW_RUN_ID" in os.environ else _EXPERIMENT
     return tracked_run(
         "classifier-evaluation",
         params=options,
         tags={"data.digest": digest},
-        experiment=experiment,
+        experiment=_EXPERIMENT,
     )

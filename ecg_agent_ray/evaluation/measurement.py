@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -229,13 +228,11 @@ def _tracked(options: dict[str, Any], records: Sequence[AnnotatedRecord]) -> Any
     from ecg_agent_ray.plugins.tracking import data_digest, tracked_run
 
     digest = data_digest([record.path for record in records])
-    # a run that `mlflow run` has opened already is in the experiment that was asked for there
-    experiment = None if "MLFLOW_RUN_ID" in os.environ else _EXPERIMENT
     return tracked_run(
         f"measurement-{options['database']}-{options['method']}",
         params=options,
         tags={"data.digest": digest},
-        experiment=experiment,
+        experiment=_EXPERIMENT,
     )
 
 

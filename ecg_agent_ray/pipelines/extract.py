@@ -215,6 +215,4 @@ def _tracked(config: ExtractConfig) -> Any:
     from ecg_agent_ray.plugins.tracking import tracked_run
 
     params = config.identity() | {"output_dir": str(config.output_dir)}
-    # a run that `mlflow run` has opened already is in the experiment that was asked for there
-    experiment = None if "MLFLOW_RUN_ID" in os.environ else "tool-outputs"
-    return tracked_run(f"extract-{config.tool}", params=params, experiment=experiment)
+    return tracked_run(f"extract-{config.tool}", params=params, experiment="tool-outputs")

@@ -190,9 +190,9 @@ def tracked_run(
 ) -> Iterator[TrackedRun]:
     """Open one MLflow run around a whole job; see the module's text for how it ends.
 
-    ``run_id`` (or ``MLFLOW_RUN_ID``, which ``mlflow run`` sets) continues a run. Within another
-    active run the new one is its child. ``experiment`` calls :func:`configure`; without it the
-    active experiment is used.
+    ``run_id`` continues a run. So does ``MLFLOW_RUN_ID``, which ``mlflow run`` sets: the run is
+    then the project's, in the project's experiment. Within another active run the new one is its
+    child. ``experiment`` calls :func:`configure`; without it the active experiment is used.
 
     Raises
     ------
@@ -201,10 +201,14 @@ def tracked_run(
     """
     import mlflow
 
-    if experiment is not None or tracking_uri is not None:
+    project_run = None if run_id else os.environ.get("MLFLOW_RUN_ID")
+    if project_run is None and (experiment is not None or tracking_uri is not None):
         configure(tracking_uri, artifact_root=artifact_root, experiment=experiment or "Default")
     uri = mlflow.get_tracking_uri()
     _check_uri(uri)
+    if project_run is not None:
+        # start_run refuses a run of another experiment than the one in use
+        mlflow.set_experiment(experiment_id=mlflow.get_run(project_run).info.experiment_id)
     directory = Path(spool_dir or load_settings().home / "spool").resolve()
     resend(directory)
     all_tags = {**_standard_tags(), **(tags or {})}

@@ -83,6 +83,22 @@ def test_ray_trains_sigint_handler_does_not_stay(store: str) -> None:
     assert mlflow.get_run(run.run_id).info.status == "KILLED"
 
 
+def test_a_projects_run_is_continued_in_the_projects_experiment(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mlflow run`` opens the run and names it by environment variable."""
+    client = mlflow.MlflowClient(store)
+    experiment = client.create_experiment("project")
+    opened = client.create_run(experiment).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    with tracked_run("job", params={"a": 1}, experiment="another") as run:
+        assert run.run_id == opened
+    finished = client.get_run(opened)
+    assert finished.info.experiment_id == experiment
+    assert finished.info.status == "FINISHED"
+    assert finished.data.params == {"a": "1"}
+
+
 def test_inner_run_is_a_child(store: str) -> None:
     with tracked_run("pipeline") as outer, tracked_run("step") as inner:
         pass
