@@ -22,6 +22,7 @@ from ecg_agent_ray._cli import (
     demo,
     evaluate,
     extract,
+    kube,
     models,
     recordings,
     serve,
@@ -61,7 +62,19 @@ def _options(
     logging.getLogger("ecg_agent_ray").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-for group in (recordings, extract, data, train, evaluate, models, serve, chat, bench, demo):
+for group in (
+    recordings,
+    extract,
+    data,
+    train,
+    evaluate,
+    models,
+    serve,
+    chat,
+    bench,
+    kube,
+    demo,
+):
     group.register(app)
 
 

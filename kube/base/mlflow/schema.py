@@ -26,6 +26,11 @@ USERS = (Path(mlflow.server.auth.db.__file__).parent / "migrations", "alembic_ve
 WAIT_S = 600
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def current(uri: str, migrations: tuple[Path, str]) -> bool:
     """Whether the database at ``uri`` is at the newest revision this MLflow knows."""
     folder, table = migrations
@@ -45,9 +50,9 @@ def wait(databases: list[tuple[str, tuple[Path, str]]]) -> int:
             if all(current(*database) for database in databases):
                 return 0
         except sqlalchemy.exc.OperationalError:
-            print("no database answers yet", flush=True)
+            say("no database answers yet")
         time.sleep(3)
-    print(f"the schema is not there after {WAIT_S} s: did the migrations Job fail?", flush=True)
+    say(f"the schema is not there after {WAIT_S} s: did the migrations Job fail?")
     return 1
 
 
@@ -60,7 +65,7 @@ def upgrade(tracking: str, users: str) -> int:
     mlflow.store.db.utils._safe_initialize_tables(engine)
     mlflow.store.db.utils._upgrade_db(engine)
     mlflow.server.auth.db.utils.migrate_if_needed(sqlalchemy.create_engine(users), "head")
-    print("both databases are at this version's schema", flush=True)
+    say("both databases are at this version's schema")
     return 0
 
 
