@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -119,9 +120,10 @@ def check(talk: Conversation) -> dict[str, bool]:
 
 
 def _states(answer: Answer) -> bool:
-    """Whether the measured heart rate stands in the answer, as a whole number."""
+    """Whether the measured heart rate stands in the answer, rounded or not."""
+    stated = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", answer.assistant)]
     for step in answer.steps:
         if step["action"] == "call_measurement_tool":
             value = step["tool_output"].get("heart_rate")
-            return value is not None and f"{float(value):.0f}" in answer.assistant
+            return value is not None and any(abs(n - float(value)) <= 0.5 for n in stated)
     return False
