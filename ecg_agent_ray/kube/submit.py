@@ -108,9 +108,14 @@ def _api(context: str | None) -> Any:
             "submitting needs the kubernetes package", hint="pip install kubernetes"
         ) from error
     try:
-        config.load_config(context=context)
+        config.load_kube_config(context=context)
     except config.ConfigException as error:
-        raise ConfigError(f"no usable kubeconfig: {error}") from error
+        try:
+            if context is not None:
+                raise error
+            config.load_incluster_config()
+        except config.ConfigException:
+            raise ConfigError(f"no usable kubeconfig: {error}") from error
     return client.CustomObjectsApi()
 
 

@@ -106,14 +106,14 @@ def _serve_problems(thing: dict[str, Any]) -> Iterator[str]:
 
 
 def _entrypoint_problems(thing: dict[str, Any], objects: list[dict[str, Any]]) -> Iterator[str]:
-    """``python jobs/NAME.py --config FILE key=value…``: the script, the file and its content."""
+    """``python …/jobs/NAME.py --config FILE key=value…``: the script, the file and its content."""
     if thing["kind"] != "RayJob":
         return
     entrypoint = str(thing["spec"].get("entrypoint") or "")
     words = shlex.split(entrypoint)
     script = Path(words[1]).stem if words[:1] == ["python"] and len(words) > 1 else None
-    if script is None or words[1] != f"jobs/{script}.py":
-        yield f"spec.entrypoint: {entrypoint!r} is not `python jobs/NAME.py --config FILE …`"
+    if script is None or Path(words[1]).parts[-2:] != ("jobs", f"{script}.py"):
+        yield f"spec.entrypoint: {entrypoint!r} is not `python …/jobs/NAME.py --config FILE …`"
         return
     known = sorted(path.stem for path in shipped("jobs").glob("*.py"))
     if script not in known or script not in JOB_CONFIGS:

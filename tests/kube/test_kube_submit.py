@@ -1,0 +1,176 @@
+"""``kube submit`` against a local server that speaks the API and holds what it gets to the CRDs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ecg_agent_ray.cli import run
+from ecg_agent_ray.errors import ConfigError, RefusedError, ServiceError, TrainingError
+from ecg_agent_ray.kube import load_objects, prepare_job, render, submit_job
+from ecg_agent_ray.kube.render import _command
+from ecg_agent_ray.kube.schemas import schema_problems
+
+pytest.importorskip("kubernetes")
+try:
+    _command()
+except Exception:
+    pytest.skip("neither kustomize nor kubectl is installed", allow_module_level=True)
+
+RAYJOBS = "/apis/ray.io/v1/namespaces/ecg-agent/rayjobs"
+
+
+class Cluster:
+    """RayJobs that end as ``outcome`` says, one state further at each look."""
+
+    def __init__(self) -> None:
+        self.outcome = "SUCCEEDED"
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.looks: dict[str, int] = {}
+
+    def create(self, job: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        problems = list(schema_problems(job) or ())
+        if problems:
+            return 422, {"kind": "Status", "message": "; ".join(problems)}
+        name = job["metadata"].setdefault("name", f"{job['metadata']['generateName']}x7k2p")
+        self.jobs[name] = job
+        return 201, job
+
+    def get(self, name: str) -> tuple[int, dict[str, Any]]:
+        if name not in self.jobs:
+            return 404, {"kind": "Status", "message": f"rayjobs {name} not found"}
+        look = self.looks[name] = self.looks.get(name, 0) + 1
+        states: list[dict[str, str]] = [
+            {},
+            {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"},
+            {
+                "jobDeploymentStatus": "Complete" if self.outcome == "SUCCEEDED" else "Failed",
+                "jobStatus": self.outcome,
+                "message": "out of memory",
+            },
+        ]
+        return 200, self.jobs[name] | {"status": states[min(look, 3) - 1]}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    state = Cluster()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, status: int, body: dict[str, Any]) -> None:
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def do_POST(self) -> None:
+            assert self.path.split("?")[0] == RAYJOBS
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(*state.create(json.loads(body)))
+
+        def do_GET(self) -> None:
+            self._answer(*state.get(self.path.rsplit("/", 1)[1]))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": address}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "test", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "test",
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    yield state
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def kind() -> list[dict[str, Any]]:
+    return load_objects(render("kind"))
+
+
+def test_followed_to_its_end(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    seen: list[str] = []
+    job = prepare_job(kind, "finetune-llm-1b", ["steps=2"])
+    result = submit_job(job, poll_s=0.01, progress=seen.append)
+    assert result == {
+        "job": "finetune-llm-1b-x7k2p",
+        "namespace": "ecg-agent",
+        "status": "SUCCEEDED",
+    }
+    assert [text.split(": ")[1] for text in seen] == ["Initializing", "Running", "Complete"]
+    sent = cluster.jobs[result["job"]]["spec"]
+    assert sent["suspend"] is False
+    assert sent["entrypoint"].endswith("--config /etc/ecg-agent/job/config.yaml steps=2")
+
+
+def test_failure_says_why(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.outcome = "FAILED"
+    with pytest.raises(TrainingError, match="failed: out of memory"):
+        submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01)
+
+
+def test_refusal_of_the_server_is_told(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    job = prepare_job(kind, "train-delineator")
+    job["spec"]["retries"] = 3
+    with pytest.raises(ConfigError, match="unknown field 'retries'"):
+        submit_job(job, poll_s=0.01)
+
+
+def test_bad_override_and_unknown_job(kind: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="stepps: unknown key, did you mean 'steps'"):
+        prepare_job(kind, "finetune-llm-1b", ["stepps=2"])
+    with pytest.raises(ConfigError, match="there are: evaluate-agent"):
+        prepare_job(kind, "nothing")
+
+
+def test_placeholder_images_are_refused() -> None:
+    with pytest.raises(RefusedError, match="placeholder"):
+        prepare_job(load_objects(render("production")), "evaluate-agent")
+
+
+def test_no_server(kind: list[dict[str, Any]], cluster: Cluster, tmp_path: Path) -> None:
+    import kubernetes.config.kube_config as location
+
+    path = Path(location.KUBE_CONFIG_DEFAULT_LOCATION)
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.raises(ServiceError, match="does not answer"):
+        submit_job(prepare_job(kind, "train-delineator"))
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kind.yaml"
+    assert run(["kube", "render", "kind", "--output", str(file)]) == 0
+    assert run(["kube", "validate", str(file)]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    file.write_text(file.read_text(encoding="utf-8").replace("suspend:", "suspended:"), "utf-8")
+    assert run(["kube", "validate", str(file), "--json"]) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["errors"] == 9
+    assert lines[0]["target"] == str(file)
+    assert run(["kube", "submit", "train-delineator", "--overlay", "kind", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["kind"] == "RayJob"
+    assert run(["kube", "submit", "train-delineator"]) == 3
+    assert run(["kube", "validate", str(tmp_path / "none.yaml")]) == 2
