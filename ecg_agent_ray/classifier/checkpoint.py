@@ -27,11 +27,13 @@ from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransfor
 from ecg_agent_ray.errors import CheckpointError, ModelNotFoundError, UnsafeCheckpointError
 
 __all__ = [
+    "classifier_keys",
     "export_checkpoint",
     "infer_config",
     "load_checkpoint",
     "parse_conv_layers",
     "read_checkpoint",
+    "upstream_encoder_cfg",
 ]
 
 _DEFAULT_HEADS = 12
@@ -148,7 +150,7 @@ def load_checkpoint(path: str | Path, num_heads: int | None = None) -> ECGTransf
     cfg = state.get("cfg")
     model_cfg = cfg.get("model") if isinstance(cfg, dict) else None
     try:
-        weights = _classifier_keys(weights)
+        weights = classifier_keys(weights)
         config = infer_config(
             weights, model_cfg if isinstance(model_cfg, dict) else {}, num_heads=num_heads
         )
@@ -162,7 +164,7 @@ def load_checkpoint(path: str | Path, num_heads: int | None = None) -> ECGTransf
     return model.eval()
 
 
-def _classifier_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def classifier_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names as :class:`ECGTransformerClassifier` has them, whatever kind of file they are from."""
     if not any(key.startswith("encoder.feature_extractor.") for key in weights):
         weights = {f"encoder.{key}": value for key, value in weights.items()}
@@ -324,10 +326,9 @@ def export_checkpoint(
     return path
 
 
-def _upstream_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
+def upstream_encoder_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
+    """The encoder's part of ``cfg.model`` under fairseq-signals' names."""
     return {
-        "_name": "ecg_transformer_classifier",
-        "num_labels": config.num_labels,
         "encoder_layers": config.layers,
         "encoder_embed_dim": config.width,
         "encoder_ffn_embed_dim": config.ffn,
@@ -344,12 +345,20 @@ def _upstream_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
         "activation_dropout": config.activation_dropout,
         "encoder_layerdrop": 0.0,
         "dropout_input": config.dropout_input,
-        "final_dropout": config.final_dropout,
         "feature_grad_mult": config.feature_grad_mult,
-        "apply_mask": False,
         "saliency": False,
         "normalize": False,
         "filter": False,
+    }
+
+
+def _upstream_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
+    return {
+        "_name": "ecg_transformer_classifier",
+        "num_labels": config.num_labels,
+        **upstream_encoder_cfg(config),
+        "final_dropout": config.final_dropout,
+        "apply_mask": False,
         "model_path": None,
         "no_pretrained_weights": True,
     }

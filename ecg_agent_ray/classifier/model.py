@@ -303,7 +303,7 @@ class ECGTransformerClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = ECGTransformer(config)
-        self.encoder.apply(_init_transformer)
+        self.encoder.apply(init_transformer_weights)
         self.final_dropout = nn.Dropout(config.final_dropout)
         self.proj: nn.Linear | None = None
         if config.num_labels:
@@ -340,7 +340,7 @@ class ECGTransformerClassifier(nn.Module):
         return ClassifierOutput(logits, x, pooled, padding, stacked)
 
 
-def _init_transformer(module: nn.Module) -> None:
+def init_transformer_weights(module: nn.Module) -> None:
     """BERT's initialisation for the linear layers, as fairseq applies it."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
