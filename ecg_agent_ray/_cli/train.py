@@ -1,4 +1,4 @@
-"""``train classifier|llm|delineator``: training jobs from a YAML and overrides."""
+"""``train pretrain|classifier|llm|delineator``: training jobs from a YAML and overrides."""
 
 from __future__ import annotations
 
@@ -25,10 +25,22 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow a submitted
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Train in a local Ray cluster, or submit to a remote one.")
+    group.command("pretrain")(pretrain)
     group.command("classifier")(classifier)
     group.command("llm")(llm)
     group.command("delineator")(delineator)
     app.add_typer(group, name="train")
+
+
+def pretrain(
+    config: Config, overrides: Overrides = None, address: Address = None, wait: Wait = True
+) -> None:
+    """Pre-train the ECG transformer without labels (W2V + CMSC + RLM)."""
+    from ecg_agent_ray.training.pretrain import PretrainConfig, pretrain_classifier
+
+    _run("pretrain_classifier", PretrainConfig, pretrain_classifier)(
+        config, overrides or [], address, wait
+    )
 
 
 def classifier(

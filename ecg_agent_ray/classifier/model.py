@@ -13,7 +13,7 @@ aVR, aVL, aVF, V1-V6, unfiltered and unnormalised; absent leads are zero. A fram
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -311,6 +311,7 @@ class ECGTransformerClassifier(nn.Module):
 
     def reset_head(self, num_labels: int) -> None:
         """A fresh head as upstream initialises it: Xavier-uniform, zero bias."""
+        self.config = replace(self.config, num_labels=num_labels)
         self.proj = nn.Linear(self.config.width, num_labels)
         nn.init.xavier_uniform_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)

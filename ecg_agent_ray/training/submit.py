@@ -17,6 +17,7 @@ from ecg_agent_ray.errors import ConfigError, ServiceError, TrainingError
 __all__ = ["submit_job"]
 
 _VERBS = {
+    "pretrain_classifier": "pretrain",
     "finetune_llm": "llm",
     "finetune_classifier": "classifier",
     "train_delineator": "delineator",
