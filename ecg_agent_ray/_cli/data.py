@@ -1,4 +1,4 @@
-"""``data dialogues synthesize|validate|stats|clean``: dialogue sets."""
+"""``data prepare …`` for recordings, ``data dialogues …`` for dialogue sets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ __all__ = ["register"]
 DialogueFile = Annotated[Path, typer.Argument(help="JSONL or Parquet rows in ECG-MTD's form.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
+Root = Annotated[Path, typer.Option(help="Folder of the data set as published.")]
+Output = Annotated[Path, typer.Option(help="Folder for the .mat files.")]
+ManifestDir = Annotated[Path, typer.Option(help="Folder for the manifests.")]
+Seed = Annotated[int, typer.Option(help="Of the draw of patients.")]
+Valid = Annotated[float, typer.Option(min=0, max=0.9, help="Share of patients for validation.")]
+Test = Annotated[float, typer.Option(min=0, max=0.9, help="Share of patients for the test.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+
 SPLITS: dict[Split, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
@@ -27,6 +35,10 @@ def register(app: typer.Typer) -> None:
     dialogues.command("stats")(stats)
     dialogues.command("clean")(clean)
     group.add_typer(dialogues, name="dialogues")
+    prepare = typer.Typer(help="Public data sets as .mat files and manifests for training.")
+    prepare.command("ptbxl")(prepare_ptbxl)
+    prepare.command("physionet2021")(prepare_physionet2021)
+    group.add_typer(prepare, name="prepare")
     app.add_typer(group, name="data")
 
 
@@ -131,3 +143,71 @@ def clean(file: DialogueFile) -> None:
 
     found = clean_report(read_dialogues(file))
     emit({"leaks": len(found), "problems": [str(problem) for problem in found]})
+
+
+def prepare_ptbxl(
+    root: Root,
+    output: Output,
+    manifest_dir: ManifestDir,
+    split: Annotated[
+        str, typer.Option(help="official (strat_fold 9 and 10) or patient (drawn by seed).")
+    ] = "official",
+    valid: Valid = 0.1,
+    test: Test = 0.1,
+    seed: Seed = 42,
+    workers: Workers = 2,
+) -> None:
+    """PTB-XL's 10 s records with all 71 statements; can be stopped and started again."""
+    from ecg_agent_ray._cli.output import stderr_progress
+    from ecg_agent_ray.pipelines.prepare_ptbxl import prepare_ptbxl as prepare
+
+    if split not in ("official", "patient"):
+        raise ConfigError(f"unknown split {split!r}", hint="official or patient")
+    with stderr_progress("prepare") as progress:
+        done = prepare(
+            root,
+            output,
+            manifest_dir,
+            split="patient" if split == "patient" else "official",
+            valid=valid,
+            test=test,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+        )
+    emit(done.to_dict())
+
+
+def prepare_physionet2021(
+    root: Root,
+    output: Output,
+    manifest_dir: ManifestDir,
+    valid: Valid = 0.1,
+    test: Test = 0.1,
+    seed: Seed = 42,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Take records of other rates than 500 Hz too.")
+    ] = False,
+    ptbxl_database: Annotated[
+        Path | None, typer.Option(help="PTB-XL's table, to know the patients of HR records.")
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Challenge 2021 as 5 s segments, with pairs for pre-training; can be started again."""
+    from ecg_agent_ray._cli.output import stderr_progress
+    from ecg_agent_ray.pipelines.prepare_physionet import prepare_physionet2021 as prepare
+
+    with stderr_progress("prepare") as progress:
+        done = prepare(
+            root,
+            output,
+            manifest_dir,
+            valid=valid,
+            test=test,
+            seed=seed,
+            resample=resample,
+            ptbxl_database=ptbxl_database,
+            workers=workers,
+            progress=progress,
+        )
+    emit(done.to_dict())

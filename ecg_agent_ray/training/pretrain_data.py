@@ -82,7 +82,8 @@ def _samples_at_500(header: Path) -> int:
 
 def read_cmsc_manifest(path: Path) -> list[SegmentPair]:
     """Pairs of a fairseq-signals CMSC manifest: root, extension, then
-    ``record<TAB>length<TAB>0<TAB>i,j``. The patient is read from the segments when they are.
+    ``record<TAB>length<TAB>0<TAB>i,j``. A record stands for its patient, since the manifest names
+    none; that two records may be one patient's makes such pairs wrong negatives.
 
     Raises
     ------
