@@ -28,11 +28,12 @@ __all__ = ["JOB_CONFIGS", "Problem", "validate"]
 JOB_CONFIGS = {
     "finetune_llm": "ecg_agent_ray.training.llm_config:LLMFinetuneConfig",
     "finetune_classifier": "ecg_agent_ray.training.classifier_config:ClassifierFinetuneConfig",
+    "pretrain_classifier": "ecg_agent_ray.training.pretrain_config:PretrainConfig",
     "train_delineator": "ecg_agent_ray.training.delineator_config:DelineatorTrainConfig",
     "extract_tool_outputs": "ecg_agent_ray.pipelines.extract_config:ExtractConfig",
     "evaluate_agent": "ecg_agent_ray.evaluation.config:EvaluationConfig",
 }
-"""Configuration class of each script in ``jobs/``."""
+"""Configuration class of each script in ``jobs/`` that runs as a RayJob."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ def test_every_job_script_has_a_rayjob(rendered: dict[str, list[dict[str, Any]]]
     scripts = {path.stem for path in shipped("jobs").glob("*.py")}
     jobs = [one for one in rendered["production"] if one["kind"] == "RayJob"]
     run = {re.search(r"jobs/(\w+)\.py", one["spec"]["entrypoint"])[1] for one in jobs}  # type: ignore[index]
-    assert run == scripts == set(JOB_CONFIGS)
+    # run by hand once; needs an image with fairseq-signals in it
+    without = {"prepare_data", "fairseq_hydra_train"}
+    assert run == scripts - without == set(JOB_CONFIGS)
     assert all(one["spec"]["suspend"] for one in jobs)
 
 
