@@ -34,6 +34,7 @@ __all__ = [
     "parse_conv_layers",
     "read_checkpoint",
     "upstream_encoder_cfg",
+    "write_upstream",
 ]
 
 _DEFAULT_HEADS = 12
@@ -299,19 +300,36 @@ def export_checkpoint(
         prefix = "" if model.proj is None else "encoder."
         for old, new in zip(_OLD_NORM, _NEW_NORM, strict=True):
             weights[prefix + old] = weights.pop(prefix + new)
-    state = {
-        "args": None,
-        "cfg": {
-            "common": {},
+    return write_upstream(
+        path,
+        weights,
+        cfg={
             "model": _upstream_cfg(model.config),
             "task": {"_name": "ecg_classification", "filter": False, "normalize": False},
             "criterion": {"_name": "binary_cross_entropy_with_logits"},
         },
+        criterion_name="BinaryCrossEntropyWithLogitsCriterion",
+        num_updates=num_updates,
+    )
+
+
+def write_upstream(
+    path: str | Path,
+    weights: dict[str, Any],
+    *,
+    cfg: dict[str, Any],
+    criterion_name: str,
+    num_updates: int,
+) -> Path:
+    """A file in the form of fairseq-signals' trainer, without optimiser state; returns its path."""
+    state = {
+        "args": None,
+        "cfg": {"common": {}, **cfg},
         "model": weights,
         "criterion": None,
         "optimizer_history": [
             {
-                "criterion_name": "BinaryCrossEntropyWithLogitsCriterion",
+                "criterion_name": criterion_name,
                 "optimizer_name": "FairseqAdam",
                 "lr_scheduler_state": {},
                 "num_updates": num_updates,

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ecg_agent_ray.classifier.checkpoint import (
@@ -18,6 +17,7 @@ from ecg_agent_ray.classifier.checkpoint import (
     infer_config,
     read_checkpoint,
     upstream_encoder_cfg,
+    write_upstream,
 )
 from ecg_agent_ray.classifier.pretraining import ECGPretrainingModel, PretrainingConfig
 from ecg_agent_ray.errors import CheckpointError
@@ -115,10 +115,10 @@ def export_pretraining_checkpoint(
     """
     objective = model.objective
     weights = model.state_dict() if weights is None else weights
-    state = {
-        "args": None,
-        "cfg": {
-            "common": {},
+    return write_upstream(
+        path,
+        {key: value.detach().float().cpu() for key, value in weights.items()},
+        cfg={
             "model": {
                 "_name": "wav2vec2_cmsc",
                 **upstream_encoder_cfg(model.config),
@@ -151,20 +151,6 @@ def export_pretraining_checkpoint(
                 "loss_weights": [objective.diversity_weight, objective.features_weight],
             },
         },
-        "model": {key: value.detach().float().cpu() for key, value in weights.items()},
-        "criterion": None,
-        "optimizer_history": [
-            {
-                "criterion_name": "Wav2Vec2WithCMSCCriterion",
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {},
-                "num_updates": num_updates,
-            }
-        ],
-        "task_state": {},
-        "extra_state": {"metrics": {}, "previous_training_time": 0.0, "train_iterator": {}},
-    }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
-    return path
+        criterion_name="Wav2Vec2WithCMSCCriterion",
+        num_updates=num_updates,
+    )

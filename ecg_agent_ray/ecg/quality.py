@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ecg_agent_ray.ecg.filters import band, fill_gaps
 from ecg_agent_ray.ecg.recording import Recording
 
-__all__ = ["LeadQuality", "QualityStatus", "assess_quality"]
+__all__ = ["LeadQuality", "QualityStatus", "assess_quality", "beats_of_leads"]
 
 QualityStatus = Literal["usable", "doubtful", "unusable"]
 
@@ -42,22 +43,23 @@ class LeadQuality:
 
 
 def assess_quality(
-    recording: Recording, beats: npt.NDArray[np.intp] | None = None
+    recording: Recording,
+    find: Callable[[Sequence[str]], npt.NDArray[np.intp]] | None = None,
 ) -> dict[str, LeadQuality]:
     """Quality of every lead, by name.
 
     Parameters
     ----------
-    beats : sample indices of the beats where they are known; else they are sought in all leads
-        together, so that one noisy lead does not judge itself.
+    find : the beats' sample indices from the leads of these names, for a caller who needs them too;
+        beats are sought in all leads together, so that one noisy lead does not judge itself.
     """
     signal, rate = recording.signal, recording.sampling_rate
     raw = [_by_samples(row, rate) for row in signal]
-    if beats is None:
-        from ecg_agent_ray.ecg.delineation import find_beats
-
-        alive = [i for i, found in enumerate(raw) if found.status != "unusable"]
-        beats = find_beats(fill_gaps(signal[alive]), rate) if alive else np.empty(0, dtype=np.intp)
+    pairs = zip(recording.leads, raw, strict=True)
+    alive = [name for name, found in pairs if found.status != "unusable"]
+    beats = np.empty(0, dtype=np.intp)
+    if alive:
+        beats = find(alive) if find is not None else beats_of_leads(recording, alive)
     filled = fill_gaps(signal)
     shape = band(filled, rate, 1.0, 40.0)
     rest = filled - band(filled, rate, None, 40.0)
@@ -66,6 +68,13 @@ def assess_quality(
         seen = beats[np.isfinite(recording.lead(name)[beats])]
         result[name] = _worst(found, _by_beats(row, noise, seen, rate))
     return result
+
+
+def beats_of_leads(recording: Recording, names: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Sample indices of the beats, sought in these leads together; gaps are bridged."""
+    from ecg_agent_ray.ecg.delineation import find_beats
+
+    return find_beats(fill_gaps(recording.select(names).signal), recording.sampling_rate)
 
 
 def _worst(*found: LeadQuality) -> LeadQuality:

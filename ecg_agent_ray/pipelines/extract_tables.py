@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecg_agent_ray.tools.measurement import VALUES
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -17,16 +19,6 @@ Row = Mapping[str, Any]
 
 _ROWS_IN_MEMORY = 1000
 ERROR_COLUMNS = ("ecg_file_path", "error_type", "message", "tool")
-_VALUES = (
-    "heart_rate_bpm",
-    "rr_ms",
-    "p_duration_ms",
-    "pr_ms",
-    "qrs_ms",
-    "qt_ms",
-    "qtc_bazett_ms",
-    "qtc_fridericia_ms",
-)
 # the published agent's CSV has these four, in this order
 _PAPER_NAMES = {
     "PR_Interval_ms": "pr_ms",
@@ -96,7 +88,7 @@ def _measurement_columns(row: Row) -> dict[str, Any]:
     return {
         "ecg_file_path": row.get("ecg_file_path"),
         **{name: row.get(key) for name, key in _PAPER_NAMES.items()},
-        **{name: row.get(name) for name in ("record_id", "lead", "status", *_VALUES, "n_beats")},
+        **{name: row.get(name) for name in ("record_id", "lead", "status", *VALUES, "n_beats")},
         "quality_status": quality.get("status"),
         "quality_reason": quality.get("reason"),
         "notes": "; ".join(row.get("notes") or []),
@@ -131,7 +123,7 @@ def _measurement_schema(rows: Sequence[Row]) -> pa.Schema:
         [("ecg_file_path", text)]
         + [(name, number) for name in _PAPER_NAMES]
         + [(name, text) for name in ("record_id", "lead", "status")]
-        + [(name, number) for name in _VALUES]
+        + [(name, number) for name in VALUES]
         + [("n_beats", whole), ("quality", quality), ("notes", pa.list_(text))]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,13 +15,12 @@ from ecg_agent_ray.ecg.delineation import (
     WORKING_RATE_HZ,
     align_beats,
     delineate,
-    find_beats,
     typical_beat,
     wave_probabilities,
 )
 from ecg_agent_ray.ecg.filters import fill_gaps
 from ecg_agent_ray.ecg.pacing import remove_spikes
-from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality
+from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality, beats_of_leads
 from ecg_agent_ray.tools.measurement import BeatTable
 
 __all__ = ["BeatFinder"]
@@ -39,6 +39,7 @@ class BeatFinder:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
+        self._found: dict[tuple[str, ...], npt.NDArray[np.intp]] = {}
         self._aligned: dict[str, npt.NDArray[np.intp]] = {}
         self._waves: dict[str, npt.NDArray[np.float32]] = {}
 
@@ -58,7 +59,14 @@ class BeatFinder:
 
     @cached_property
     def quality(self) -> dict[str, LeadQuality]:
-        return assess_quality(self._working)
+        return assess_quality(self._working, self._found_in)
+
+    def _found_in(self, names: Sequence[str]) -> npt.NDArray[np.intp]:
+        # the leads that are usable are mostly those whose quality was judged by the same beats
+        key = tuple(names)
+        if key not in self._found:
+            self._found[key] = beats_of_leads(self._working, key)
+        return self._found[key]
 
     @cached_property
     def _beats(self) -> npt.NDArray[np.intp]:
@@ -67,7 +75,7 @@ class BeatFinder:
         for status in ("usable", "doubtful"):
             names = [n for n, quality in self.quality.items() if quality.status == status]
             if names:
-                beats = find_beats(fill_gaps(working.select(names).signal), working.sampling_rate)
+                beats = self._found_in(names)
                 gap = np.asarray(np.isnan(working.select(names).signal).all(axis=0))
                 return beats[~gap[beats]]
         return np.empty(0, dtype=np.intp)

@@ -19,13 +19,13 @@ from ecg_agent_ray.ecg.delineation import FIDUCIALS
 from ecg_agent_ray.ecg.quality import LeadQuality
 from ecg_agent_ray.errors import InputError
 
-__all__ = ["METHODS", "BeatTable", "Measurement", "measure"]
+__all__ = ["METHODS", "VALUES", "BeatTable", "Measurement", "measure"]
 
 Method = Literal["default", "paper", "neurokit"]
 METHODS: tuple[Method, ...] = ("default", "paper", "neurokit")
 
 _SHORTEST_S = 1.0
-_VALUES = (
+VALUES = (
     "heart_rate_bpm",
     "rr_ms",
     "p_duration_ms",
@@ -35,6 +35,7 @@ _VALUES = (
     "qtc_bazett_ms",
     "qtc_fridericia_ms",
 )
+"""What is measured, under the names and in the order of ``to_dict()``."""
 _CHECKED = {"pr_ms": "PR", "qrs_ms": "QRS", "qt_ms": "QT"}
 _DOUBTFUL_MS = 40.0
 _NEEDED = {"heart_rate_bpm": "heart rate", "pr_ms": "PR", "qrs_ms": "QRS", "qt_ms": "QT"}
@@ -98,7 +99,7 @@ class Measurement:
         """The command line's JSON; ``beats`` only where they were asked for."""
         result: dict[str, Any] = {"record_id": self.record_id, "lead": self.lead}
         result |= {"status": self.status}
-        result |= {name: getattr(self, name) for name in _VALUES}
+        result |= {name: getattr(self, name) for name in VALUES}
         result |= {"n_beats": self.n_beats, "quality": self.quality, "notes": self.notes}
         if self.beats is not None:
             result["beats"] = self.beats
@@ -264,7 +265,7 @@ def _finished(
     status: Literal["ok", "partial", "failed"] = "partial" if missing else "ok"
     if len(missing) == len(_NEEDED):
         status = "failed"
-    rounded = {name: _rounded(values.get(name)) for name in _VALUES}
+    rounded = {name: _rounded(values.get(name)) for name in VALUES}
     return Measurement(
         record_id=recording.record_id,
         lead=lead,

@@ -11,7 +11,6 @@ MLflow store of ``plugins.tracking``. The loop itself is ``training.classifier_l
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from ecg_agent_ray.training.classifier_report import (
     evaluate_logits,
     write_report,
 )
+from ecg_agent_ray.training.data_parallel import cpus_for, fit
 
 if TYPE_CHECKING:
     from ecg_agent_ray.plugins.tracking import TrackedRun
@@ -101,11 +101,8 @@ def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResu
     output = Path(config.output).resolve()
     plan = _plan(config, output)
     tags = {"lead_configuration": config.leads, "base_model": config.init or "scratch"}
-    workers = config.distributed
-    # one CPU beside the workers for Ray Train's controller
-    cpus = math.ceil(workers.num_workers * workers.cpus_per_worker) + 1
     with (
-        local_ray(num_cpus=cpus),
+        local_ray(num_cpus=cpus_for(config.distributed)),
         tracked_run(
             config.name, params=_flat(config.model_dump()), tags=tags, experiment=config.experiment
         ) as run,
@@ -312,51 +309,29 @@ def _fit(plan: _Plan, run: TrackedRun) -> tuple[Path, Progress]:
     A single split keeps its epoch of lowest validation loss. With folds the last epoch is kept:
     choosing by the records one is judged on would flatter.
     """
-    import ray.train as ray_train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # mypy sees the signature of Ray Train V1 here
-    run_config: Any = ray_train.RunConfig
-    config, spread = plan.config, plan.config.distributed
+    config = plan.config
     choose_best = len(plan.splits) == 1 and bool(plan.splits[0].validation)
-    order: dict[str, Any] = (
-        {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-        if choose_best
-        else {}
-    )
-    trainer = TorchTrainer(
+    settings = {
+        "config": config.model_dump(),
+        "start": str(plan.start),
+        "records": plan.records,
+        "splits": plan.splits,
+        "configurations": list(plan.configurations),
+    }
+    result = fit(
         train_loop,
-        train_loop_config={
-            "config": config.model_dump(),
-            "start": str(plan.start),
-            "records": plan.records,
-            "splits": plan.splits,
-            "configurations": list(plan.configurations),
-        },
-        torch_config=TorchConfig(backend=spread.backend),
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=spread.num_workers,
-            use_gpu=spread.use_gpu,
-            resources_per_worker={"CPU": spread.cpus_per_worker},
-        ),
-        run_config=run_config(
-            # Ray Train continues a run of the same name; a job always starts a new one
-            name=f"{config.name}-{run.run_id}",
-            storage_path=str(plan.storage),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2, **order),
-            failure_config=ray_train.FailureConfig(max_failures=spread.max_failures),
-            callbacks=[run.callback()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spread.threads_per_worker)}},
-        ),
+        settings,
+        name=config.name,
+        storage=plan.storage,
+        workers=config.distributed,
+        run=run,
+        keep=2,
+        best_by="validation_loss" if choose_best else None,
     )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise TrainingError(f"{config.name}: training failed: {error}") from error
     last = result.checkpoint
     chosen = result.get_best_checkpoint("validation_loss", "min") if choose_best else last
-    if chosen is None or last is None:
-        raise TrainingError(f"Ray Train ended without a checkpoint in {plan.storage}")
+    if chosen is None:
+        raise TrainingError(f"no checkpoint in {plan.storage} has a validation loss")
     folder = Path(chosen.path)
     # logits of the chosen epoch, history up to the last one (Ray's result keeps metrics of kept
     # checkpoints only)

@@ -7,7 +7,6 @@ result.metrics     # by lead, as `evaluate measurement` writes them; empty witho
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecg_agent_ray.errors import ConfigError, TrainingError
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.training.data_parallel import cpus_for, fit
 from ecg_agent_ray.training.delineator_config import DelineatorTrainConfig
 from ecg_agent_ray.training.delineator_data import held_out
 from ecg_agent_ray.training.delineator_loop import MEAN_FILE, train_loop
@@ -66,11 +66,9 @@ def train_delineator(config: DelineatorTrainConfig) -> DelineatorTrainResult:
 
     started = time.perf_counter()
     config = _resolved(config)
-    workers = config.distributed
-    cpus = math.ceil(workers.num_workers * workers.cpus_per_worker) + 1
     params = config.model_dump(mode="json")
     with (
-        local_ray(num_cpus=cpus),
+        local_ray(num_cpus=cpus_for(config.distributed)),
         tracked_run(config.name, params=params, experiment=config.experiment) as run,
     ):
         model = _fit(config, run)
@@ -97,37 +95,16 @@ def _resolved(config: DelineatorTrainConfig) -> DelineatorTrainConfig:
 
 
 def _fit(config: DelineatorTrainConfig, run: TrackedRun) -> Path:
-    import ray.train as ray_train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # mypy sees the signature of Ray Train V1 here
-    run_config: Any = ray_train.RunConfig
-    spread = config.distributed
-    trainer = TorchTrainer(
+    result = fit(
         train_loop,
-        train_loop_config={"config": config.model_dump()},
-        torch_config=TorchConfig(backend=spread.backend),
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=spread.num_workers,
-            use_gpu=spread.use_gpu,
-            resources_per_worker={"CPU": spread.cpus_per_worker},
-        ),
-        run_config=run_config(
-            name=f"{config.name}-{run.run_id}",
-            storage_path=str(Path(config.output) / "checkpoints"),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray_train.FailureConfig(max_failures=spread.max_failures),
-            callbacks=[run.callback()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spread.threads_per_worker)}},
-        ),
+        {"config": config.model_dump()},
+        name=config.name,
+        storage=Path(config.output) / "checkpoints",
+        workers=config.distributed,
+        run=run,
+        keep=1,
     )
-    try:
-        checkpoint = trainer.fit().checkpoint
-    except Exception as error:
-        raise TrainingError(f"{config.name}: training failed: {error}") from error
-    if checkpoint is None:
-        raise TrainingError(f"Ray Train ended without a checkpoint in {config.output}")
-    return _export(config, Path(checkpoint.path))
+    return _export(config, Path(result.checkpoint.path))
 
 
 def _export(config: DelineatorTrainConfig, checkpoint: Path) -> Path:

@@ -11,7 +11,6 @@ is ``training.pretrain_loop``.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.classifier.pretraining_checkpoint import export_pretraining_checkpoint
-from ecg_agent_ray.errors import ConfigError, TrainingError
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.training.data_parallel import cpus_for, fit
 from ecg_agent_ray.training.pretrain_config import PretrainConfig
 from ecg_agent_ray.training.pretrain_data import SegmentPair, find_pairs, split_pairs
 from ecg_agent_ray.training.pretrain_loop import (
@@ -83,12 +83,9 @@ def pretrain_classifier(config: PretrainConfig) -> PretrainResult:
     output = Path(config.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     start = export_pretraining_checkpoint(fresh_model(config), output / "start.pt")
-    workers = config.distributed
-    # one CPU beside the workers for Ray Train's controller
-    cpus = math.ceil(workers.num_workers * workers.cpus_per_worker) + 1
     params = {key: str(value) for key, value in config.model_dump().items()}
     with (
-        local_ray(num_cpus=cpus),
+        local_ray(num_cpus=cpus_for(config.distributed)),
         tracked_run(
             config.name,
             params=params,
@@ -123,42 +120,16 @@ def _fit(
     config: PretrainConfig, settings: dict[str, Any], output: Path, run: TrackedRun
 ) -> list[dict[str, Any]]:
     """Train; copies the checkpoints to ``output`` and returns the history."""
-    import ray.train as ray_train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # mypy sees the signature of Ray Train V1 here
-    run_config: Any = ray_train.RunConfig
-    spread = config.distributed
-    score: dict[str, Any] = (
-        {"checkpoint_score_attribute": "validation_loss", "checkpoint_score_order": "min"}
-        if settings["validation"]
-        else {}
-    )
-    trainer = TorchTrainer(
+    result = fit(
         train_loop,
-        train_loop_config={"config": config.model_dump(), **settings},
-        torch_config=TorchConfig(backend=spread.backend),
-        scaling_config=ray_train.ScalingConfig(
-            num_workers=spread.num_workers,
-            use_gpu=spread.use_gpu,
-            resources_per_worker={"CPU": spread.cpus_per_worker},
-        ),
-        run_config=run_config(
-            # Ray Train continues a run of the same name; a job always starts a new one
-            name=f"{config.name}-{run.run_id}",
-            storage_path=str(Path(config.storage or output / "checkpoints").resolve()),
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2, **score),
-            failure_config=ray_train.FailureConfig(max_failures=spread.max_failures),
-            callbacks=[run.callback()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spread.threads_per_worker)}},
-        ),
+        {"config": config.model_dump(), **settings},
+        name=config.name,
+        storage=Path(config.storage or output / "checkpoints").resolve(),
+        workers=config.distributed,
+        run=run,
+        keep=2,
+        best_by="validation_loss" if settings["validation"] else None,
     )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise TrainingError(f"{config.name}: training failed: {error}") from error
-    if result.checkpoint is None:
-        raise TrainingError(f"{config.name}: Ray Train ended without a checkpoint")
     last = Path(result.checkpoint.path)
     shutil.copyfile(last / CHECKPOINT_FILE, output / CHECKPOINT_FILE)
     if settings["validation"]:

@@ -150,7 +150,7 @@ def delineate(
         pairs = zip(points[f"{wave}_onset"], points[f"{wave}_offset"], strict=True)
         points[peak] = np.array([_peak(smooth, *pair, pick) for pair in pairs], dtype=np.float64)
     share = float(np.isfinite(points["p_onset"]).mean()) if len(beats) else 0.0
-    return Delineation(points, np.asarray(beats), rate, share >= _P_SHARE, share)
+    return Delineation(points, p_present=share >= _P_SHARE)
 
 
 def _peak(signal: Array, onset: float, offset: float, pick: Callable[[Array], int]) -> float:

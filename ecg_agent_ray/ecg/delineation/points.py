@@ -25,13 +25,8 @@ WORKING_RATE_HZ = 500.0
 
 @dataclass(frozen=True)
 class Delineation:
-    """Fiducials of one lead: ``points[name]`` are sample positions (float, at ``rate`` Hz) of every
-    beat, NaN where the beat has none. ``anchors`` are the beats as aligned with each other: the
-    same place in each complex, so that their distances are the RR intervals. ``p_evidence`` is
-    the method's own measure of whether the beats have P waves, 0 to 1."""
+    """Fiducials of one lead: ``points[name]`` are sample positions (float) of every beat, NaN where
+    the beat has none; ``p_present`` says whether so many beats have a P wave that the lead does."""
 
     points: dict[str, npt.NDArray[np.float64]]
-    anchors: npt.NDArray[np.intp]
-    rate: float
     p_present: bool
-    p_evidence: float
