@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def agent(
-    output: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and metrics.json.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder for predictions.jsonl, metrics.json and report.html.")
+    ],
     dialogues: Annotated[
         Path | None, typer.Option(help="Reference dialogues, ECG-MTD rows.")
     ] = None,
@@ -50,17 +52,33 @@ def agent(
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead of generating.")
     ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="Endpoint that rates the answers, openai:URL#MODEL; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Predictions of another model on the same dialogues, to compare with."),
+    ] = None,
+    track: Annotated[
+        bool,
+        typer.Option(
+            "--track/--no-track",
+            help="Log metrics and the report, which holds some dialogues, to MLflow.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Metrics as JSON on stdout.")] = False,
 ) -> None:
     """Hold the dialogues with a model and score it, or score existing predictions."""
     from ecg_agent_ray.agent import load_agent
-    from ecg_agent_ray.evaluation import evaluate_agent, score_predictions
+    from ecg_agent_ray.evaluation import Extras, evaluate_agent, score_predictions
     from ecg_agent_ray.registry import resolve
 
     if history not in ("without_gt", "with_gt"):
         raise ConfigError(f"--history {history!r} is neither without_gt nor with_gt")
+    extras = Extras(judges=judge or (), baseline=baseline, track=track)
     if predictions is not None:
-        metrics = score_predictions(predictions, output)
+        metrics = score_predictions(predictions, output, extras=extras)
     elif dialogues is None:
         raise ConfigError("give --dialogues to generate, or --predictions to score")
     else:
@@ -75,6 +93,7 @@ def agent(
             ecg_dir=ecg_dir,
             classifier=load_classifier_uri(classifier or judged.classifier or "builtin:"),
             limit=limit,
+            extras=extras,
         )
     if as_json:
         emit(metrics)

@@ -31,7 +31,21 @@ def show_agent(metrics: dict[str, Any], output: Path) -> None:
             "—" if not interval else f"{interval[0]:.3f} to {interval[1]:.3f}",
         )
     console.print(table)
-    console.print(f"wrote {output / 'metrics.json'}")
+    if compared := metrics.get("compared"):
+        against = Table(title="against the baseline, on the same dialogues")
+        for name in ("metric", "difference", "95 % interval", "p"):
+            against.add_column(name, justify="left" if name == "metric" else "right")
+        for name, row in compared.items():
+            if row["difference"] is not None:
+                low, high = row["interval"]
+                against.add_row(
+                    name,
+                    f"{row['difference']:+.3f}",
+                    f"{low:+.3f} to {high:+.3f}",
+                    f"{row['p_value']:.3f}",
+                )
+        console.print(against)
+    console.print(f"wrote {output / 'metrics.json'} and {output / 'report.html'}")
 
 
 def show_measurement(metrics: dict[str, Any], output: Path) -> None:

@@ -6,11 +6,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Extras": "run",
+    "agent_scorers": "scorers",
     "align_turns": "alignment",
+    "compare": "comparison",
     "evaluate_agent": "run",
     "evaluate_classifier": "classifier",
     "evaluate_explanation": "explanation",
     "evaluate_measurement": "measurement",
+    "genai_rows": "scorers",
     "predict": "protocol",
     "read_predictions": "protocol",
     "score": "metrics",

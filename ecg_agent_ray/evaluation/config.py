@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ecg_agent_ray.agent.load import load_agent
 from ecg_agent_ray.dialogue import LeadConfiguration
-from ecg_agent_ray.evaluation.run import evaluate_agent, score_predictions
+from ecg_agent_ray.evaluation.run import Extras, evaluate_agent, score_predictions
 
 __all__ = ["EvaluationConfig", "run"]
 
@@ -40,6 +40,13 @@ class EvaluationConfig(BaseModel):
     predictions: Path | None = Field(
         default=None, description="Score this file instead of generating."
     )
+    judges: list[str] = Field(
+        default=[], description="Endpoints that rate the answers, openai:BASE_URL#MODEL."
+    )
+    baseline: Path | None = Field(
+        default=None, description="Predictions of another model on the same dialogues."
+    )
+    track: bool = Field(default=False, description="Log metrics and the report to MLflow.")
     device: str | None = None
     dtype: str | None = None
 
@@ -52,8 +59,9 @@ class EvaluationConfig(BaseModel):
 
 def run(config: EvaluationConfig) -> dict[str, Any]:
     """Evaluate as configured; returns the metrics."""
+    extras = Extras(judges=config.judges, baseline=config.baseline, track=config.track)
     if config.predictions is not None or config.dialogues is None:
-        return score_predictions(config.predictions or Path(), config.output)
+        return score_predictions(config.predictions or Path(), config.output, extras=extras)
     agent = load_agent(
         config.model,
         lead_configuration=config.lead_configuration,
@@ -70,4 +78,5 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
         classifier=config.classifier,
         limit=config.limit,
         max_tokens=config.max_tokens,
+        extras=extras,
     )

@@ -6,14 +6,26 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.agent.claims import number_claims
 from ecg_agent_ray.agent.grounding import Evidence, check_grounding
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.evaluation.alignment import aligned_records, by_user_turn
 
-__all__ = ["asked_quantities", "score"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = [
+    "RATIOS",
+    "Tally",
+    "asked_quantities",
+    "count_dialogue",
+    "count_table",
+    "ratios_of",
+    "score",
+]
 
 _ASKED = {
     "heart_rate": r"heart\s?rate|pulse|\bbpm\b|\bHR\b|how fast",
@@ -31,7 +43,7 @@ def asked_quantities(question: str) -> tuple[str, ...]:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """Counts of one dialogue; sums of them are counts of many."""
 
     correct: int = 0
@@ -48,13 +60,18 @@ class _Tally:
     stated: int = 0
     by_action: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def __iadd__(self, other: _Tally) -> _Tally:
+    @property
+    def errors(self) -> int:
+        """Wrong, missing and extra turns, unfaithful answers, asked values that were not stated."""
+        return self.pairs - self.correct + self.answers - self.faithful + self.asked - self.stated
+
+    def __iadd__(self, other: Tally) -> Tally:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
 
-_METRICS: Mapping[str, Callable[[_Tally], float | None]] = {
+RATIOS: Mapping[str, Callable[[Tally], float | None]] = {
     "next_action_accuracy": lambda t: _share(t.correct, t.pairs),
     "tool_precision": lambda t: _share(t.calls_right, t.calls_made),
     "tool_recall": lambda t: _share(t.calls_right, t.calls_wanted),
@@ -89,11 +106,11 @@ def score(
         references), ``missing_turns``, ``extra_turns``. ``intervals``: 95 % by percentile
         bootstrap over dialogues. A ratio without cases is None.
     """
-    tallies = [_tally(record) for record in predictions]
-    total = _Tally()
+    tallies = [count_dialogue(record) for record in predictions]
+    total = Tally()
     for tally in tallies:
         total += tally
-    result: dict[str, Any] = {name: metric(total) for name, metric in _METRICS.items()}
+    result: dict[str, Any] = {name: metric(total) for name, metric in RATIOS.items()}
     result["per_action"] = _per_action(total)
     result |= {
         "n_dialogues": len(tallies),
@@ -109,7 +126,7 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _per_action(total: _Tally) -> dict[str, dict[str, Any]]:
+def _per_action(total: Tally) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for action in Action:
         wanted = total.by_action[str(action), "total"]
@@ -125,24 +142,38 @@ def _per_action(total: _Tally) -> dict[str, dict[str, Any]]:
     return rows
 
 
+_COUNTS = tuple(name for name in Tally.__slots__ if name != "by_action")
+
+
+def count_table(tallies: Sequence[Tally]) -> npt.NDArray[np.int64]:
+    """(dialogues, counts): a row a dialogue, whose sums :func:`ratios_of` takes."""
+    import numpy as np
+
+    return np.array([[getattr(tally, name) for name in _COUNTS] for tally in tallies])
+
+
+def ratios_of(sums: Sequence[int] | npt.NDArray[np.int64]) -> dict[str, float | None]:
+    """Every ratio of summed rows of a :func:`count_table`."""
+    total = Tally()
+    for name, value in zip(_COUNTS, sums, strict=True):
+        setattr(total, name, int(value))
+    return {name: metric(total) for name, metric in RATIOS.items()}
+
+
 def _intervals(
-    tallies: Sequence[_Tally], resamples: int, seed: int
+    tallies: Sequence[Tally], resamples: int, seed: int
 ) -> dict[str, list[float] | None]:
     import numpy as np
 
-    names = [name for name in _Tally.__slots__ if name != "by_action"]
-    counts = np.array([[getattr(tally, name) for name in names] for tally in tallies])
     if not len(tallies) or resamples < 1:
-        return dict.fromkeys(_METRICS)
+        return dict.fromkeys(RATIOS)
+    counts = count_table(tallies)
     generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in _METRICS}
+    drawn: dict[str, list[float]] = {name: [] for name in RATIOS}
     for _ in range(resamples):
         sums = counts[generator.integers(0, len(tallies), len(tallies))].sum(axis=0)
-        sample = _Tally()
-        for name, number in zip(names, sums, strict=True):
-            setattr(sample, name, int(number))
-        for name, metric in _METRICS.items():
-            if (value := metric(sample)) is not None:
+        for name, value in ratios_of(sums).items():
+            if value is not None:
                 drawn[name].append(value)
     return {
         name: [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if values else None
@@ -150,8 +181,9 @@ def _intervals(
     }
 
 
-def _tally(record: Mapping[str, Any]) -> _Tally:
-    tally = _Tally()
+def count_dialogue(record: Mapping[str, Any]) -> Tally:
+    """The counts of one record of a predictions file, from which every ratio is made."""
+    tally = Tally()
     reference = record["ground_truth_dialogue"]
     generated = record.get("generated_dialogue") or []
     for turn in aligned_records(reference, generated):
@@ -170,7 +202,7 @@ def _tally(record: Mapping[str, Any]) -> _Tally:
     return tally
 
 
-def _count_pair(tally: _Tally, expected: str | None, made: str | None) -> None:
+def _count_pair(tally: Tally, expected: str | None, made: str | None) -> None:
     tally.pairs += 1
     if expected is None:
         tally.extra += 1
@@ -192,7 +224,7 @@ def _outputs(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _count_answers(
-    tally: _Tally, question: str, turns: Sequence[Mapping[str, Any]], outputs: Sequence[Any]
+    tally: Tally, question: str, turns: Sequence[Mapping[str, Any]], outputs: Sequence[Any]
 ) -> None:
     for turn in turns:
         content = turn.get("content")
@@ -206,7 +238,7 @@ def _count_answers(
 
 
 def _count_asked(
-    tally: _Tally, question: str, turns: Sequence[Mapping[str, Any]], fresh: Sequence[Any]
+    tally: Tally, question: str, turns: Sequence[Mapping[str, Any]], fresh: Sequence[Any]
 ) -> None:
     values = Evidence.collect(fresh).values
     wanted = [key for key in asked_quantities(question) if key in values]

@@ -184,6 +184,7 @@ def _predict_one(
             "num_generated_assistant_turns": sum(turn["role"] == "assistant" for turn in generated),
             "history": history,
             "agent": agent.name,
+            "cefr_level": dialogue.cefr_level,
         },
     }
     return record if error is None else {**record, "error": error}

@@ -1,9 +1,10 @@
-"""One evaluation from dialogues to ``metrics.json``."""
+"""One evaluation from dialogues to ``metrics.json`` and ``report.html``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,27 @@ from ecg_agent_ray.evaluation.metrics import score
 from ecg_agent_ray.evaluation.protocol import History, predict, read_predictions
 from ecg_agent_ray.evaluation.tool_sources import ToolSource, tool_source
 
-__all__ = ["evaluate_agent", "score_predictions"]
+__all__ = ["Extras", "evaluate_agent", "score_predictions"]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an evaluation does beside the metrics.
+
+    Parameters
+    ----------
+    judges
+        Endpoints that rate the answers, ``openai:BASE_URL#MODEL``; their verdicts are kept in
+        ``judgements.jsonl`` in the output folder.
+    baseline
+        Predictions of another model on the same dialogues, to compare with.
+    track
+        Log metrics and ``report.html`` to MLflow. The report holds the words of some dialogues.
+    """
+
+    judges: Sequence[str] = ()
+    baseline: str | Path | None = None
+    track: bool = False
 
 
 def evaluate_agent(
@@ -29,6 +50,7 @@ def evaluate_agent(
     limit: int | None = None,
     max_tokens: int = 256,
     progress: Callable[[int], None] | None = None,
+    extras: Extras | None = None,
 ) -> dict[str, Any]:
     """Run the paper's protocol and score it.
 
@@ -43,8 +65,8 @@ def evaluate_agent(
         ``"live"`` (with ``ecg_dir``), ``"recorded"`` (the outputs that the references hold), paths
         of CSVs, or a function that gives a dialogue's toolbox.
     output
-        Folder that takes ``predictions.jsonl`` and ``metrics.json``. Predictions already there are
-        kept: an interrupted evaluation goes on where it stopped.
+        Folder that takes ``predictions.jsonl``, ``metrics.json`` and ``report.html``. Predictions
+        already there are kept: an interrupted evaluation goes on where it stopped.
     history
         ``"without_gt"`` or ``"with_gt"``; see :mod:`ecg_agent_ray.evaluation.protocol`.
     classifier
@@ -53,11 +75,14 @@ def evaluate_agent(
         Only the first dialogues.
     progress
         Called with each dialogue's number when it is done.
+    extras
+        Judges, a comparison, MLflow; None for none of them.
 
     Returns
     -------
     dict
-        The metrics, as written; see :func:`ecg_agent_ray.evaluation.metrics.score`.
+        The metrics, as written; see :func:`ecg_agent_ray.evaluation.metrics.score`. With judges
+        ``judged``, with a baseline ``compared``.
     """
     references = (
         read_dialogues(dialogues) if isinstance(dialogues, str | Path) else list(dialogues)
@@ -76,16 +101,45 @@ def evaluate_agent(
         max_tokens=max_tokens,
         progress=progress,
     )
-    return _written(score(records[: len(references)]), folder)
+    return _scored(records[: len(references)], folder, extras or Extras())
 
 
-def score_predictions(predictions: str | Path, output: str | Path) -> dict[str, Any]:
-    """Score an existing predictions file, ours or the paper's, and write ``metrics.json``."""
-    return _written(score(read_predictions(predictions)), Path(output))
+def score_predictions(
+    predictions: str | Path, output: str | Path, *, extras: Extras | None = None
+) -> dict[str, Any]:
+    """Score an existing predictions file, ours or the paper's; writes as :func:`evaluate_agent`."""
+    return _scored(read_predictions(predictions), Path(output), extras or Extras())
 
 
-def _written(metrics: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _scored(records: list[dict[str, Any]], folder: Path, extras: Extras) -> dict[str, Any]:
+    from ecg_agent_ray.evaluation.agent_report import write_report
+
+    metrics = score(records)
+    if extras.baseline is not None:
+        from ecg_agent_ray.evaluation.comparison import compare
+
+        metrics["compared"] = compare(records, read_predictions(extras.baseline))
+    if extras.judges:
+        from ecg_agent_ray.evaluation.judges import Judge, judge_predictions
+
+        judges = [Judge(uri, folder / "judgements.jsonl") for uri in extras.judges]
+        metrics["judged"] = judge_predictions(records, judges)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics, indent=2)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    report = write_report(records, metrics, folder / "report.html")
+    if extras.track:
+        _track(records, metrics, report)
     return metrics
+
+
+def _track(records: list[dict[str, Any]], metrics: dict[str, Any], report: Path) -> None:
+    from ecg_agent_ray.plugins.tracking import tracked_run
+
+    summary = records[0].get("summary", {}) if records else {}
+    params = {key: summary.get(key) for key in ("agent", "history")}
+    shown = {key: value for key, value in metrics.items() if key != "intervals"}
+    with tracked_run("evaluate-agent", params=params, experiment="ecg-agent") as run:
+        run.log_metrics(shown)
+        run.log_dict(metrics, "evaluation/metrics.json")
+        run.log_text(report.read_text(encoding="utf-8"), "evaluation/report.html")

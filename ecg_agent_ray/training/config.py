@@ -69,6 +69,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _scalar(text: str) -> Any:
     value = yaml.safe_load(text)
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        return text  # adapter=builtin: is a name, though YAML reads a mapping
     if isinstance(value, str):
         # YAML 1.1 reads 1e-4 as text, while everybody who types it means a number
         try:

@@ -14,15 +14,22 @@ from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
 def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("train: a.jsonl\noptimizer: {lr: 1.0}\n")
+    file.write_text("train: a.jsonl\noptimizer: {lr: 1.0}\nstorage: s3://b\n")
     config = load_config(
         LLMFinetuneConfig,
         file,
-        ["optimizer.lr=1e-4", "steps=7", "adapter=null", "lora.target_modules=[q_proj]"],
+        [
+            "optimizer.lr=1e-4",
+            "steps=7",
+            "storage=null",
+            "adapter=builtin:",
+            "lora.target_modules=[q_proj]",
+        ],
     )
     assert config.optimizer.lr == 1e-4
     assert config.steps == 7
-    assert config.adapter is None
+    assert config.storage is None
+    assert config.adapter == "builtin:"
     assert config.lora.target_modules == ["q_proj"]
 
 
