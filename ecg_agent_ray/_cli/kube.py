@@ -80,7 +80,7 @@ def validate(
     elif target.endswith((".yaml", ".yml")):
         raise ConfigError(f"no manifest file at {path}")
     else:
-        text = run(target)
+        text = run(target, origins=True)
     objects = load_objects(text, target)
     problems = check(objects)
     errors = sum(one.severity == "error" for one in problems)

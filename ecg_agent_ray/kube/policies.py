@@ -140,6 +140,19 @@ def _jobs(thing: dict[str, Any], profile: str | None) -> Iterator[str]:
         yield "spec.shutdownAfterJobFinishes: must be true"
 
 
+def _disruption(thing: dict[str, Any], profile: str | None) -> Iterator[str]:
+    if thing.get("kind") != "PodDisruptionBudget":
+        return
+    spec = thing.get("spec") or {}
+    selector = str(spec.get("selector") or {})
+    of_ray = "ray.io/" in selector or "ecg-agent/role" in selector
+    if of_ray and not isinstance(spec.get("minAvailable"), int):
+        yield (
+            "spec.minAvailable: must be an integer, without maxUnavailable; the eviction API "
+            "cannot count a custom resource's pods and would refuse every drain"
+        )
+
+
 def _alerts(thing: dict[str, Any], profile: str | None) -> Iterator[str]:
     if thing.get("kind") != "PrometheusRule":
         return
@@ -166,5 +179,6 @@ RULES: dict[str, Rule] = {
     "secrets": _secrets,
     "ray": _ray,
     "jobs": _jobs,
+    "disruption": _disruption,
     "alerts": _alerts,
 }

@@ -16,7 +16,9 @@ import yaml
 from ecg_agent_ray.errors import ConfigError, InputError, MissingDependencyError
 from ecg_agent_ray.shipped import shipped
 
-__all__ = ["Parameters", "load_objects", "render"]
+__all__ = ["Parameters", "load_objects", "origin_file", "render"]
+
+_ORIGIN = "config.kubernetes.io/origin"
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Parameters:
     components: tuple[str, ...] = ()
 
 
-def render(overlay: str, parameters: Parameters | None = None) -> str:
+def render(overlay: str, parameters: Parameters | None = None, *, origins: bool = False) -> str:
     """Manifests of an overlay: a shipped one's name, or the path of a kustomization's folder.
+
+    With ``origins`` each object says in an annotation which file it came from (`origin_file`).
 
     Raises:
         ConfigError: no such overlay or component, or kustomize refuses it.
@@ -48,11 +52,38 @@ def render(overlay: str, parameters: Parameters | None = None) -> str:
     with tempfile.TemporaryDirectory(prefix="ecg-agent-kube-") as name:
         root = Path(name).resolve()
         wrapper = _wrapper(root, folder, parameters)
+        if origins:
+            wrapper["buildMetadata"] = ["originAnnotations"]
         (root / "kustomization.yaml").write_text(yaml.safe_dump(wrapper), encoding="utf-8")
         text = _kustomize(root)
+        if origins:
+            text = _with_absolute_origins(text, root)
     if parameters.agent or parameters.classifier:
         text = _with_models(text, parameters)
     return text
+
+
+def origin_file(thing: dict[str, Any]) -> str | None:
+    """The file that `render` with ``origins`` noted for an object, shortest from here."""
+    annotations = (thing.get("metadata") or {}).get("annotations") or {}
+    try:
+        noted = yaml.safe_load(annotations[_ORIGIN])
+        path = Path(noted.get("path") or noted["configuredIn"])
+    except (KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _with_absolute_origins(text: str, root: Path) -> str:
+    objects = load_objects(text)
+    for notes in (one["metadata"].get("annotations") or {} for one in objects):
+        if _ORIGIN in notes:
+            noted = yaml.safe_load(notes[_ORIGIN])
+            for key in {"path", "configuredIn"} & noted.keys():
+                noted[key] = os.path.normpath(root / noted[key])
+            notes[_ORIGIN] = yaml.safe_dump(noted)
+    return yaml.safe_dump_all(objects, sort_keys=False, width=1000)
 
 
 def load_objects(text: str, where: str = "manifests") -> list[dict[str, Any]]:
@@ -95,16 +126,21 @@ def _wrapper(root: Path, folder: Path, parameters: Parameters) -> dict[str, Any]
         wrapper["components"] = [
             os.path.relpath(_folder("components", name), root) for name in parameters.components
         ]
-    if parameters.namespace:
-        wrapper["namespace"] = parameters.namespace
     given = {
         "ecg-agent-ray": parameters.image,
         "ecg-agent-ray-cuda": parameters.cuda_image,
         "ecg-agent-mlflow": parameters.mlflow_image,
     }
     wanted = {name: image for name, image in given.items() if image}
-    if wanted:
-        wrapper["images"] = _image_entries(wanted, _kustomize(folder))
+    if parameters.namespace:
+        wrapper["namespace"] = parameters.namespace
+    if wanted or parameters.components:
+        plain = load_objects(_kustomize(folder))
+        wrapper["images"] = _image_entries(wanted, plain)
+        if parameters.components:
+            # what a component adds comes after the overlay, and is to be where its objects are
+            namespaces = [o["metadata"]["name"] for o in plain if o["kind"] == "Namespace"]
+            wrapper.setdefault("namespace", *namespaces[:1])
     if parameters.storage_class:
         patch = [{"op": "add", "path": "/spec/storageClassName", "value": parameters.storage_class}]
         wrapper["patches"] = [
@@ -113,16 +149,25 @@ def _wrapper(root: Path, folder: Path, parameters: Parameters) -> dict[str, Any]
     return wrapper
 
 
-def _image_entries(wanted: dict[str, str], rendered: str) -> list[dict[str, str]]:
-    """Entries under the names that the overlay gave the images, since those are there to match."""
-    names = {_split_image(image)[0] for image in _images(load_objects(rendered))}
+def _image_entries(wanted: dict[str, str], plain: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Entries under the names that the overlay gave the images, since those are there to match.
+
+    A component's objects still have the bare name, which gets the overlay's image or the new one.
+    """
+    used = {_split_image(image)[0]: image for image in _images(plain)}
+    names = used.keys()
+    in_overlay = {name.rsplit("/", 1)[-1]: image for name, image in used.items()}
     entries = []
-    for role, image in wanted.items():
+    roles = ("ecg-agent-ray", "ecg-agent-ray-cuda", "ecg-agent-mlflow")
+    for role in roles:
+        image = wanted.get(role) or in_overlay.get(role)
+        if image is None:
+            continue
         name, tag, digest = _split_image(image)
         if not (tag or digest):
             raise ConfigError(f"image {image!r} has neither a tag nor a digest")
         entry = {"newName": name} | ({"digest": digest} if digest else {"newTag": tag})
-        matching = sorted(n for n in names if n.rsplit("/", 1)[-1] == role)
+        matching = sorted({role, *(n for n in names if n.rsplit("/", 1)[-1] == role)})
         entries += [{"name": current, **entry} for current in matching]
     return entries
 

@@ -6,7 +6,7 @@ import importlib
 import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from ecg_agent_ray.kube.policies import (
     pod_specs,
     profile_of,
 )
-from ecg_agent_ray.kube.schemas import schema_problems
+from ecg_agent_ray.kube.render import origin_file
+from ecg_agent_ray.kube.schemas import cel_is_installed, schema_problems
 from ecg_agent_ray.shipped import shipped
 
 __all__ = ["JOB_CONFIGS", "Problem", "validate"]
@@ -32,32 +33,42 @@ JOB_CONFIGS = {
     "train_delineator": "ecg_agent_ray.training.delineator_config:DelineatorTrainConfig",
     "extract_tool_outputs": "ecg_agent_ray.pipelines.extract_config:ExtractConfig",
     "evaluate_agent": "ecg_agent_ray.evaluation.config:EvaluationConfig",
+    "prepare_data": "ecg_agent_ray.pipelines.prepare_config:PrepareConfig",
+    "fairseq_hydra_train": "ecg_agent_ray.training.pretrain_fairseq:FairseqTrainConfig",
 }
 """Configuration class of each script in ``jobs/`` that runs as a RayJob."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding; ``rule`` says which check made it, ``object`` is KIND/NAME."""
+    """One finding; ``rule`` says which check made it, ``object`` is KIND/NAME.
+
+    ``file`` is where kustomize had the object from, where it said so.
+    """
 
     severity: Literal["error", "warning"]
     object: str
     rule: str
     message: str
+    file: str | None = None
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str | None]:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.object}: {self.message} [{self.rule}]"
+        where = f"{self.file}: " if self.file else ""
+        return f"{where}{self.object}: {self.message} [{self.rule}]"
 
 
 def validate(objects: list[dict[str, Any]]) -> list[Problem]:
     """All that is wrong with these objects together; errors and warnings, in their order."""
     profile = profile_of(objects)
     problems: list[Problem] = []
+    if not cel_is_installed():
+        text = "CEL rules are not evaluated; pip install 'ecg-agent-ray[kubernetes]'"
+        problems.append(Problem("warning", "(all)", "schema", text))
     for thing in objects:
-        name = f"{thing['kind']}/{(thing.get('metadata') or {}).get('name', '?')}"
+        name = _name(thing)
         found = schema_problems(thing)
         if found is None:
             problems.append(
@@ -75,7 +86,12 @@ def validate(objects: list[dict[str, Any]]) -> list[Problem]:
             problems.append(Problem("warning", name, "images", text))
     if any(thing["kind"] == "Namespace" for thing in objects):
         problems += _reference_problems(objects)
-    return problems
+    files = {_name(thing): origin_file(thing) for thing in objects}
+    return [replace(one, file=files.get(one.object)) for one in problems]
+
+
+def _name(thing: dict[str, Any]) -> str:
+    return f"{thing['kind']}/{(thing.get('metadata') or {}).get('name', '?')}"
 
 
 def _serve_problems(thing: dict[str, Any]) -> Iterator[str]:

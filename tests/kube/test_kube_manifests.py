@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ecg_agent_ray.cli import run
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.kube import Parameters, load_objects, render, validate
 from ecg_agent_ray.kube.render import _command
@@ -19,7 +21,7 @@ from ecg_agent_ray.kube.validate import JOB_CONFIGS
 from ecg_agent_ray.shipped import shipped
 
 OVERLAYS = ("kind", "staging", "production")
-COMPONENTS = ("gpu-agent", "incremental-upgrade")
+COMPONENTS = ("gpu-agent", "incremental-upgrade", "fairseq-signals", "ingress")
 
 try:
     _command()
@@ -57,14 +59,16 @@ def test_optional_component_is_valid(component: str) -> None:
 
 def test_service_runs_the_production_config(rendered: dict[str, list[dict[str, Any]]]) -> None:
     wanted = shipped("serve_configs/production.yaml").read_text(encoding="utf-8")
-    for objects in rendered.values():
-        assert find(objects, "RayService", "ecg-agent")["spec"]["serveConfigV2"] == wanted
+    for name in ("staging", "production"):
+        service = find(rendered[name], "RayService", "ecg-agent")
+        assert service["spec"]["serveConfigV2"] == wanted
+    gpu = load_objects(render("production", Parameters(components=("gpu-agent",))))
+    wanted = shipped("serve_configs/gpu.yaml").read_text(encoding="utf-8")
+    assert find(gpu, "RayService", "ecg-agent")["spec"]["serveConfigV2"] == wanted
 
 
 def test_gpu_config_differs_from_production_by_the_gpu_alone() -> None:
-    gpu = yaml.safe_load(
-        shipped("kube/components/gpu-agent/serve-config.yaml").read_text(encoding="utf-8")
-    )
+    gpu = yaml.safe_load(shipped("serve_configs/gpu.yaml").read_text(encoding="utf-8"))
     agent = gpu["applications"][0]["args"]["deployments"]["agent"]
     assert agent.pop("num_gpus") == 1
     text = shipped("serve_configs/production.yaml").read_text(encoding="utf-8")
@@ -74,10 +78,9 @@ def test_gpu_config_differs_from_production_by_the_gpu_alone() -> None:
 def test_every_job_script_has_a_rayjob(rendered: dict[str, list[dict[str, Any]]]) -> None:
     scripts = {path.stem for path in shipped("jobs").glob("*.py")}
     jobs = [one for one in rendered["production"] if one["kind"] == "RayJob"]
-    run = {re.search(r"jobs/(\w+)\.py", one["spec"]["entrypoint"])[1] for one in jobs}  # type: ignore[index]
-    # run by hand once; needs an image with fairseq-signals in it
-    without = {"prepare_data", "fairseq_hydra_train"}
-    assert run == scripts - without == set(JOB_CONFIGS)
+    started = {re.search(r"jobs/(\w+)\.py", one["spec"]["entrypoint"])[1] for one in jobs}  # type: ignore[index]
+    # a component of its own, since it needs an image with fairseq-signals in it
+    assert started | {"fairseq_hydra_train"} == scripts == set(JOB_CONFIGS)
     assert all(one["spec"]["suspend"] for one in jobs)
 
 
@@ -124,6 +127,9 @@ SERVICE, JOB, SERVER = (
     ("RayJob", "finetune-llm-8b"),
     ("Deployment", "mlflow"),
 )
+BUDGET = ("PodDisruptionBudget", "ecg-agent-service")
+MONITOR, ALERTS = ("PodMonitor", "ray"), ("PrometheusRule", "ecg-agent")
+OF_RAY = {"matchLabels": {"ray.io/node-type": "worker"}}
 FAULTS = [
     (SERVICE, "spec.serveConfig", "x", "unknown field 'serveConfig', did you mean"),
     (SERVICE, "spec.rayClusterConfig.headGroupSpec.template.spec.nodeName", 3, "is not of type"),
@@ -144,6 +150,13 @@ FAULTS = [
     (SERVER, "spec.template.spec.containers.0.livenessProbe", None, "no livenessProbe"),
     (JOB, "spec.activeDeadlineSeconds", None, "a stuck job holds its GPUs"),
     (SERVER, "spec.template.spec.serviceAccountName", "ghost", "ServiceAccount 'ghost'"),
+    (SERVICE, f"{HEAD}.resources.limits.memory", "8GB", "'8GB' does not match"),
+    (SERVER, "spec.template.spec.containers.0.resources.limits.cpu", "two", "'two' does not match"),
+    (JOB, "spec.managedBy", "nobody", "spec.managedBy: the managedBy field value must be"),
+    (BUDGET, "spec", {"maxUnavailable": 1, "selector": OF_RAY}, "must be an integer"),
+    (MONITOR, "spec.podMetricsEndpoints.0.intervall", "1s", "did you mean 'interval'?"),
+    (MONITOR, "spec.selector", None, "'selector' is a required property"),
+    (ALERTS, "spec.groups.0.rules.0.for", "soon", "'soon' does not match"),
 ]
 
 
@@ -170,6 +183,35 @@ def test_a_wrong_key_in_a_jobs_config_is_found(
     (found,) = errors(objects)
     assert "RayJob/finetune-llm-8b" in found
     assert "epoch: unknown key, did you mean 'epochs'?" in found
+
+
+def test_a_port_given_twice_is_found(rendered: dict[str, list[dict[str, Any]]]) -> None:
+    objects = copy.deepcopy(rendered["production"])
+    service = find(objects, "RayService", "ecg-agent")
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    head["containers"][0]["ports"] *= 2
+    assert any("the same containerPort" in one for one in errors(objects))
+
+
+def test_the_file_of_a_fault_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tree in ("kube", "serve_configs"):
+        shutil.copytree(shipped(tree), tmp_path / tree)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "kube/base/service/rayservice.yaml"
+    file.write_text(file.read_text("utf-8").replace("maxReplicas", "maxReplica"), "utf-8")
+    assert run(["kube", "validate", "kube/overlays/production"]) == 2
+    told = capsys.readouterr().err
+    assert "kube/base/service/rayservice.yaml: RayService/ecg-agent: spec.rayClusterConfig." in told
+
+
+def test_what_a_component_adds_is_in_the_overlays_namespace_and_image() -> None:
+    objects = load_objects(render("staging", Parameters(components=("fairseq-signals",))))
+    job = find(objects, "RayJob", "fairseq-hydra-train")
+    assert job["metadata"]["namespace"] == "ecg-agent-staging"
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert head["image"] == "registry.example.com/ecg-agent-ray:0.1.0"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere"])

@@ -168,7 +168,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     file.write_text(file.read_text(encoding="utf-8").replace("suspend:", "suspended:"), "utf-8")
     assert run(["kube", "validate", str(file), "--json"]) == 2
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[-1]["errors"] == 10
+    assert lines[-1]["errors"] == 11
     assert lines[0]["target"] == str(file)
     assert run(["kube", "submit", "train-delineator", "--overlay", "kind", "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "RayJob"
