@@ -27,6 +27,8 @@ __all__ = ["BeatFinder"]
 
 # P waves stand highest in II, QRS and T in V5; between clean leads their scores say little more
 _PREFERENCE = {"II": 0.2, "I": 0.1, "V5": 0.1}
+# leads that see a beat from different sides, beside which one lead is measured
+_SUPPORT, _SUPPORTING_LEADS = ("II", "V2", "V5", "I"), 3
 _LONGEST_GAP_S = 0.2
 _FEWEST_SEEN = 0.8
 # how far from the median of the leads a lead's boundary may lie to count, ms
@@ -35,10 +37,14 @@ _AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 40.0}
 
 
 class BeatFinder:
-    """Works on one recording at the working rate; every step is done once and only when needed."""
+    """Works on one recording at the working rate; every step is done once and only when needed.
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    Where one lead alone is asked for (``only``), no more leads are looked at than finding beats
+    takes: a few beside it, so that a noisy lead does not have to find its own.
+    """
+
+    def __init__(self, recording: Recording, only: str | None = None) -> None:
+        self.recording = recording if only is None else _with_support(recording, only)
         self._found: dict[tuple[str, ...], npt.NDArray[np.intp]] = {}
         self._aligned: dict[str, npt.NDArray[np.intp]] = {}
         self._waves: dict[str, npt.NDArray[np.float32]] = {}
@@ -155,6 +161,11 @@ class BeatFinder:
             return _empty()
         self._probabilities(*names)
         return _together([self.one_lead(name) for name in names])
+
+
+def _with_support(recording: Recording, name: str) -> Recording:
+    others = [n for n in _SUPPORT if n in recording.leads and n != name]
+    return recording.select([name, *others[: _SUPPORTING_LEADS]])
 
 
 def _together(tables: list[BeatTable]) -> BeatTable:

@@ -156,7 +156,7 @@ def measure(
         return _nothing(recording, name, LeadQuality("unusable", short, 0.0), [short])
     from ecg_agent_ray.tools.beat_tables import BeatFinder
 
-    finder = BeatFinder(recording)
+    finder = BeatFinder(recording, None if wanted in ("auto", "global") else normalise_lead(lead))
     if wanted == "global":
         names, quality = finder.leads_together()
         table, check = finder.all_leads(names), finder.check(*names)

@@ -1,4 +1,8 @@
-"""The delineation network in torch, and its export for ONNX Runtime."""
+"""The delineation network in torch, and its export for ONNX Runtime.
+
+Its convolutions are over images of height one: ONNX Runtime blocks two-dimensional convolutions for
+vector units and leaves one-dimensional ones as they are, which takes it 1.5 times as long.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,20 @@ __all__ = ["WaveUNet", "export_onnx"]
 _OPSET = 17
 
 
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, (1, kernel), (1, stride), (0, kernel // 2), bias=bias)
+
+
 class _Block(nn.Module):
     """Two convolutions around a shortcut; the first may halve the rate."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, kernel: int = 7) -> None:
         super().__init__()
-        pad = kernel // 2
-        self.first = nn.Conv1d(inputs, outputs, kernel, stride, pad, bias=False)
-        self.first_norm = nn.BatchNorm1d(outputs)
-        self.second = nn.Conv1d(outputs, outputs, kernel, 1, pad, bias=False)
-        self.second_norm = nn.BatchNorm1d(outputs)
-        self.shortcut = nn.Conv1d(inputs, outputs, 1, stride)
+        self.first = _conv(inputs, outputs, kernel, stride, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = _conv(outputs, outputs, kernel, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut = _conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.first_norm(self.first(x)))
@@ -47,33 +54,31 @@ class WaveUNet(nn.Module):
         super().__init__()
         depth = len(widths) - 1
         self.stem = nn.Sequential(
-            nn.Conv1d(1, widths[0], 9, padding=4, bias=False), nn.BatchNorm1d(widths[0]), nn.ReLU()
+            _conv(1, widths[0], 9, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         self.down = nn.ModuleList(_Block(widths[i], widths[i + 1], stride=2) for i in range(depth))
-        self.dropout = nn.Dropout1d(dropout)
+        self.dropout = nn.Dropout2d(dropout)
         self.up = nn.ModuleList(
             _Block(widths[i + 1] + widths[i], widths[i]) for i in reversed(range(1, depth))
         )
         last = widths[0] + 4
         self.last = nn.Sequential(
-            nn.Conv1d(widths[1] + widths[0], last, 7, padding=3, bias=False),
-            nn.BatchNorm1d(last),
-            nn.ReLU(),
+            _conv(widths[1] + widths[0], last, 7, bias=False), nn.BatchNorm2d(last), nn.ReLU()
         )
-        self.head = nn.Conv1d(last, len(WAVES), 1)
+        self.head = _conv(last, len(WAVES), 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = [self.stem(x)]
+        levels = [self.stem(x[:, :, None])]
         for block in self.down:
             levels.append(block(levels[-1]))
         y = self.dropout(levels[-1])
         for block, skip in zip(self.up, reversed(levels[1:-1]), strict=True):
             y = block(torch.cat([_doubled(y), skip], dim=1))
-        return self.head(self.last(torch.cat([_doubled(y), levels[0]], dim=1)))
+        return self.head(self.last(torch.cat([_doubled(y), levels[0]], dim=1)))[:, :, 0]
 
 
 def _doubled(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2.0, mode="linear")
+    return F.interpolate(x, scale_factor=(1.0, 2.0), mode="bilinear")
 
 
 def export_onnx(network: WaveUNet, path: Path) -> Path:
