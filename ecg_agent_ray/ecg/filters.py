@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["band", "fill_gaps", "moving_average", "resample"]
+__all__ = ["band", "fill_gaps", "low_passes", "moving_average", "resample"]
+
+# order, low and high edge in Hz
+_Edges = tuple[int, float | None, float | None]
 
 _LONG_PAD_S, _SHORT_PAD_S = 3.0, 0.2
 
@@ -65,11 +69,33 @@ def band(
         high_hz = None
     if low_hz is None and high_hz is None:
         return np.asarray(signal, dtype=np.float64)
+    pad_s = _LONG_PAD_S if low_hz else _SHORT_PAD_S
+    return _filtered(signal, rate, pad_s, [[(order, low_hz, high_hz)]])[0]
+
+
+def low_passes(
+    signal: npt.NDArray[np.floating], rate: float, low_hz: float, high_hz: Sequence[float]
+) -> list[npt.NDArray[np.float64]]:
+    """``signal`` above ``low_hz``, once below each of ``high_hz``: as of :func:`band` with the
+    one and then with the other edge, for half the transforms."""
+    cascades: list[list[_Edges]] = [
+        [(2, low_hz, None), *([(2, None, high)] if high < 0.45 * rate else [])] for high in high_hz
+    ]
+    return _filtered(signal, rate, _LONG_PAD_S, cascades)
+
+
+def _filtered(
+    signal: npt.NDArray[np.floating],
+    rate: float,
+    pad_s: float,
+    cascades: Sequence[Sequence[_Edges]],
+) -> list[npt.NDArray[np.float64]]:
+    """One result for each cascade of filters."""
     from scipy.fft import irfft, next_fast_len, rfft
 
     n = signal.shape[-1]
     # long enough that nothing of one end is heard at the other
-    pad = min(n - 1, int(rate * (_LONG_PAD_S if low_hz else _SHORT_PAD_S)))
+    pad = min(n - 1, int(rate * pad_s))
     size = next_fast_len(n + 2 * pad, real=True)
     padded = np.empty((*signal.shape[:-1], size))
     inner = padded[..., : n + 2 * pad]
@@ -84,9 +110,13 @@ def band(
     start, end = inner[..., :1], inner[..., -1:]
     padded[..., inner.shape[-1] :] = end + (start - end) * share
     spectrum = rfft(padded, axis=-1)
-    spectrum *= _power_response(order, low_hz, high_hz, rate, size)
-    filtered: npt.NDArray[np.float64] = irfft(spectrum, n=size, axis=-1)[..., pad : pad + n]
-    return filtered
+    results = []
+    for cascade in cascades:
+        kept = spectrum
+        for order, low_hz, high_hz in cascade:
+            kept = kept * _power_response(order, low_hz, high_hz, rate, size)
+        results.append(irfft(kept, n=size, axis=-1)[..., pad : pad + n])
+    return results
 
 
 @lru_cache(maxsize=128)

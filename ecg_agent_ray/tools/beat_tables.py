@@ -28,7 +28,7 @@ __all__ = ["BeatFinder"]
 # P waves stand highest in II, QRS and T in V5; between clean leads their scores say little more
 _PREFERENCE = {"II": 0.2, "I": 0.1, "V5": 0.1}
 # leads that see a beat from different sides, beside which one lead is measured
-_SUPPORT, _SUPPORTING_LEADS = ("II", "V2", "V5", "I"), 3
+_SUPPORT, _SUPPORTING_LEADS = ("II", "V2", "V5"), 2
 _LONGEST_GAP_S = 0.2
 _FEWEST_SEEN = 0.8
 # how far from the median of the leads a lead's boundary may lie to count, ms
@@ -165,7 +165,7 @@ class BeatFinder:
 
 def _with_support(recording: Recording, name: str) -> Recording:
     others = [n for n in _SUPPORT if n in recording.leads and n != name]
-    return recording.select([name, *others[: _SUPPORTING_LEADS]])
+    return recording.select([name, *others[:_SUPPORTING_LEADS]])
 
 
 def _together(tables: list[BeatTable]) -> BeatTable:

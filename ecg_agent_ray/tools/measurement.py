@@ -8,6 +8,7 @@ QTc is the median of the beats' own QTc, each by the RR interval before it: QT /
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -249,7 +250,8 @@ def _disagreements(values: dict[str, float | None], others: dict[str, float | No
 
 def _median(values: npt.NDArray[np.float64]) -> float | None:
     finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else None
+    # of so few values numpy's own takes ten times as long
+    return statistics.median(finite.tolist()) if finite.size else None
 
 
 def _finished(

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ecg_agent_ray.ecg.delineation.points import FIDUCIALS
 from ecg_agent_ray.ecg.delineation.waves import PWave, QrsWave, p_waves, qrs_waves, t_waves
-from ecg_agent_ray.ecg.filters import band, fill_gaps
+from ecg_agent_ray.ecg.filters import fill_gaps, low_passes
 
 __all__ = ["align_beats", "typical_beat"]
 
 _BEFORE_S, _AFTER_S = 0.50, 1.05
+_LOW_HZ = 0.5
 _QRS_HZ, _T_HZ, _P_HZ = 45.0, 16.0, 22.0
 _ALIKE = 0.90
 _ALIGN_S = 0.04
@@ -34,8 +35,8 @@ def align_beats(
     signal: npt.NDArray[np.floating], beats: npt.NDArray[np.intp], rate: float
 ) -> npt.NDArray[np.intp]:
     """The same place in each complex of one lead (samples,), so that their distances are RR."""
-    level = band(fill_gaps(signal), rate, 0.5, None)
-    return _align(band(level, rate, None, _QRS_HZ), beats, rate)
+    (shape,) = low_passes(fill_gaps(signal), rate, _LOW_HZ, [_QRS_HZ])
+    return _align(shape, beats, rate)
 
 
 def typical_beat(
@@ -52,12 +53,13 @@ def typical_beat(
     -------
     dict : each of ``FIDUCIALS``, NaN for what the beats do not have (for P: do not share)
     """
-    level = band(fill_gaps(signal), rate, 0.5, None)
+    edges = [_QRS_HZ, _T_HZ, _P_HZ]
+    for_qrs, for_t, for_p = low_passes(fill_gaps(signal), rate, _LOW_HZ, edges)
     before, after = round(_BEFORE_S * rate), round(_AFTER_S * rate)
-    raw_qrs = _cut(band(level, rate, None, _QRS_HZ), anchors, before, after)
+    raw_qrs = _cut(for_qrs, anchors, before, after)
     common = _dominant(raw_qrs, before, rate)
-    raw_t = _cut(band(level, rate, None, _T_HZ), anchors[common], before, after)
-    raw_p = _cut(band(level, rate, None, _P_HZ), anchors[common], before, after)
+    raw_t = _cut(for_t, anchors[common], before, after)
+    raw_p = _cut(for_p, anchors[common], before, after)
     qrs_row = _average(raw_qrs[common])
     qrs = qrs_waves(qrs_row, before, rate)
     rr_s = _typical_rr(anchors, common, rate)
@@ -144,8 +146,6 @@ def _p_evidence(
     The window runs from 50 ms before the P wave's onset to 50 ms behind its offset, at most to QRS;
     a straight line is taken off, so that the slope of a T wave or of the baseline is no likeness.
     """
-    from scipy.signal import detrend
-
     if p.peak[0] < 0:
         return 0.0
     margin = round(_P_MARGIN_S * rate)
@@ -153,10 +153,18 @@ def _p_evidence(
     end = min(int(p.offset[0]) + margin, int(qrs.onset[0])) + 1
     if end - begin < 3:
         return 0.0
-    single, mean = detrend(raw[:, begin:end]), detrend(average[0, begin:end])
+    single, mean = _straightened(raw[:, begin:end]), _straightened(average[0, begin:end])
     norm = np.linalg.norm(single, axis=1) * np.linalg.norm(mean)
     seen = norm > 1e-9
     return float(np.median(single[seen] @ mean / norm[seen])) if seen.any() else 0.0
+
+
+def _straightened(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows less their least-squares lines."""
+    time = np.arange(rows.shape[-1]) - (rows.shape[-1] - 1) / 2
+    slope = (rows @ time) / (time @ time)
+    mean = rows.mean(axis=-1, keepdims=True)
+    return np.asarray(rows - mean - slope[..., np.newaxis] * time)
 
 
 def _is_p(evidence: float, height: float, qrs_span: float, irregularity: float) -> bool:
