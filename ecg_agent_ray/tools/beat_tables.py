@@ -32,8 +32,12 @@ _SUPPORT, _SUPPORTING_LEADS = ("II", "V2", "V5"), 2
 _LONGEST_GAP_S = 0.2
 _FEWEST_SEEN = 0.8
 # how far from the median of the leads a lead's boundary may lie to count, ms
-_AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 20.0, "qrs_offset": 90.0}
-_AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 40.0}
+_AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 30.0, "qrs_offset": 90.0}
+_AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 60.0}
+_STRAY_T_MS = 80.0
+# P waves of the classical method alone count if so many leads have one, at about the same place
+_FEWEST_P_LEADS, _P_SPREAD_MS = 4, 80.0
+_SCATTERED_P = "the leads do not share one P wave"
 
 
 class BeatFinder:
@@ -127,7 +131,11 @@ class BeatFinder:
             rr = _rr_before(anchors, self._without_spikes.lead(name))
             typical_rr = np.array([np.nanmedian(rr) if np.isfinite(rr).any() else np.nan])
             tables.append(BeatTable(points, WORKING_RATE_HZ, typical_rr))
-        return tables[0] if len(tables) == 1 else _together(tables)
+        if len(tables) == 1:
+            return tables[0]
+        together = _together(tables)
+        notes = [_SCATTERED_P] if _scattered_p(tables) else []
+        return replace(together, notes=[*together.notes, *notes])
 
     def _anchors(self, name: str) -> npt.NDArray[np.intp]:
         if name not in self._aligned:
@@ -156,11 +164,16 @@ class BeatFinder:
         return names, LeadQuality(status, reason, min(self.quality[n].score for n in names))
 
     def all_leads(self, names: list[str]) -> BeatTable:
-        """Earliest onset to latest offset over the leads that agree, as electrocardiographs do."""
+        """Earliest onset to latest offset over the leads that agree, as electrocardiographs do.
+
+        A lead that lies further out than those is named in a note.
+        """
         if self._beats.size == 0 or not names:
             return _empty()
         self._probabilities(*names)
-        return _together([self.one_lead(name) for name in names])
+        tables = [self.one_lead(name) for name in names]
+        together = _together(tables)
+        return replace(together, notes=[*together.notes, *_disputed(names, tables)])
 
 
 def _with_support(recording: Recording, name: str) -> Recording:
@@ -179,22 +192,58 @@ def _together(tables: list[BeatTable]) -> BeatTable:
 
 
 def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
+    """Each beat's median over the leads, moved to where the outermost lead that agrees has it.
+
+    How far a lead lies from the others is the median over its beats, so that the noise of single
+    beats, of which the outermost would be taken, does not widen the intervals.
+    """
     stack = np.stack([table.points[name] for table in tables])
     seen = np.isfinite(stack).any(axis=0)
     result = np.full(stack.shape[1], np.nan)
     if not seen.any():
         return result
-    middle = np.nanmedian(stack[:, seen], axis=0)
-    if name not in _AGREEMENT_MS:
-        result[seen] = middle
-        return result
-    reach = _AGREEMENT_MS[name] * WORKING_RATE_HZ / 1000.0
-    near = np.where(np.abs(stack[:, seen] - middle) <= reach, stack[:, seen], np.nan)
-    near[:, np.isnan(near).all(axis=0)] = middle[np.isnan(near).all(axis=0)]
-    # the outermost lead alone may be noise, so a tenth of the leads must reach as far
-    share = 10.0 if name.endswith("onset") else 90.0
-    result[seen] = np.nanpercentile(near, share, axis=0)
+    result[seen] = np.nanmedian(stack[:, seen], axis=0)
+    if name in _AGREEMENT_MS:
+        away = _from_the_others(name, tables)
+        near = away[np.abs(away) <= _AGREEMENT_MS[name]]
+        if near.size:
+            outermost = near.min() if name.endswith("onset") else near.max()
+            result += outermost * WORKING_RATE_HZ / 1000.0
     return result
+
+
+def _from_the_others(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
+    """How much later than in the median lead each lead has it, ms; NaN if in less than half of the
+    beats."""
+    stack = np.stack([table.points[name] for table in tables])
+    stack = stack[:, np.isfinite(stack).any(axis=0)]
+    away = np.full(len(tables), np.nan)
+    often = 2 * np.isfinite(stack).sum(axis=1) >= max(stack.shape[1], 1)
+    if often.any():
+        middle = np.nanmedian(stack, axis=0)
+        away[often] = np.nanmedian(stack[often] - middle, axis=1) * 1000.0 / WORKING_RATE_HZ
+    return away
+
+
+def _disputed(names: list[str], tables: list[BeatTable]) -> list[str]:
+    """A note on a lead whose T ends so much later that the global QT leaves it out."""
+    late = np.nan_to_num(_from_the_others("t_offset", tables))
+    if late.max() <= _STRAY_T_MS:
+        return []
+    return [
+        f"QT is doubtful: in lead {names[int(late.argmax())]} T seems to end {late.max():.0f} ms "
+        "later than in most"
+    ]
+
+
+def _scattered_p(tables: list[BeatTable]) -> bool:
+    """Whether the leads' typical beats have their P waves at different places, or few have one."""
+    pr = np.array([table.interval_ms("p_onset", "qrs_onset")[0] for table in tables])
+    pr = pr[np.isfinite(pr)]
+    if pr.size < _FEWEST_P_LEADS:
+        return True
+    low, high = np.percentile(pr, (25, 75))
+    return bool(high - low > _P_SPREAD_MS)
 
 
 def _rr_before(

@@ -195,7 +195,7 @@ def _measurement(
     if check is not None:
         others = _summarise(check)[0]
         notes += _disagreements(values, others)
-        if lead == "global" and values["pr_ms"] is None and others["pr_ms"] is not None:
+        if lead == "global" and not values["pr_ms"] and others["pr_ms"] and not check.notes:
             # P waves that ride on T, as in first-degree block, are lost to the network at times;
             # that half of the leads share one by the classical method is strong evidence
             values |= {name: others[name] for name in ("pr_ms", "p_duration_ms")}

@@ -20,7 +20,7 @@ from ecg_agent_ray.ecg.delineation import (
     wave_probabilities,
 )
 from ecg_agent_ray.ecg.delineation.decode import beat_boundaries, wave_stretches
-from ecg_agent_ray.ecg.filters import band
+from ecg_agent_ray.ecg.filters import band, low_passes
 from ecg_agent_ray.errors import ModelNotFoundError
 
 
@@ -137,6 +137,15 @@ def test_an_own_network_is_named_by_the_environment(
     monkeypatch.setenv("ECG_AGENT_DELINEATOR", str(broken))
     with pytest.raises(ModelNotFoundError, match=r"broken\.onnx"):
         wave_probabilities(signal, 500.0)
+
+
+def test_low_passes_are_the_bands_one_after_the_other() -> None:
+    signal = np.cumsum(np.random.default_rng(0).standard_normal((2, 5000)), axis=1) / 50
+    level = band(signal, 500, 0.5, None)
+    inner = slice(250, -250)
+    for high, found in zip((45.0, 16.0), low_passes(signal, 500, 0.5, [45.0, 16.0]), strict=True):
+        expected = band(level, 500, None, high)
+        np.testing.assert_allclose(found[:, inner], expected[:, inner], atol=0.002)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, None), (None, 40.0), (8.0, 25.0), (1.0, 40.0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,39 @@ def test_known_conduction_findings_show_in_the_numbers() -> None:
     narrow = measure(ecg.sample(3), "global")
     assert narrow.qrs_ms is not None
     assert narrow.qrs_ms < 110
+
+
+def test_a_lead_whose_t_ends_far_behind_the_others_is_named(shared_data: Path) -> None:
+    record = ecg.read(shared_data / "ludb" / "data" / "29.hea")
+    together = measure(record, "global")
+    assert together.qt_ms is not None
+    assert together.qt_ms < 450
+    assert any(n.startswith("QT is doubtful: in lead II T seems") for n in together.notes)
+    by_itself = measure(record, "II")
+    assert by_itself.qt_ms is not None
+    assert by_itself.qt_ms > 500
+
+
+@pytest.mark.parametrize("record", ["45", "104"])
+def test_p_waves_that_the_leads_do_not_share_are_none(shared_data: Path, record: str) -> None:
+    measured = measure(ecg.read(shared_data / "ludb" / "data" / f"{record}.hea"), "global")
+    assert measured.pr_ms is None
+    assert any(note.startswith("no PR") for note in measured.notes)
+
+
+def test_global_intervals_are_no_shorter_than_most_leads_alone() -> None:
+    record = ecg.sample(3)
+    together = measure(record, "global")
+    for interval in ("qrs_ms", "qt_ms"):
+        alone = [getattr(measure(record, name), interval) for name in record.leads]
+        assert getattr(together, interval) >= np.percentile(alone, 75)
+
+
+def test_one_lead_is_measured_alike_alone_and_among_others() -> None:
+    record = ecg.sample(3)
+    among, alone = measure(record, "V6"), measure(record.select(["V6"]), "V6")
+    assert among.n_beats == alone.n_beats
+    assert among.qt_ms == pytest.approx(alone.qt_ms, abs=2)
 
 
 def test_dialogue_form() -> None:
