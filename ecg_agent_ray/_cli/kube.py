@@ -108,20 +108,31 @@ def submit(
     context: Annotated[str | None, typer.Option(help="kubeconfig context.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it; send nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it to its end.")] = True,
+    name: Annotated[str | None, typer.Option(help="Its name in the cluster; one a run.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to follow it; it goes on after them.")
+    ] = None,
 ) -> None:
-    """Run a job of an applied overlay in the cluster."""
+    """Run a job of an applied overlay in the cluster.
+
+    Ends with 0 if the job succeeds, with 1 if it fails; Ctrl-C leaves it running.
+    """
     import yaml
 
     from ecg_agent_ray.kube import Parameters, load_objects, prepare_job, submit_job
     from ecg_agent_ray.kube import render as run
 
     parameters = Parameters(image=image, cuda_image=cuda_image, namespace=namespace)
-    prepared = prepare_job(load_objects(run(overlay, parameters)), job, overrides or [])
+    prepared = prepare_job(load_objects(run(overlay, parameters)), job, overrides or [], name)
     if dry_run:
         typer.echo(yaml.safe_dump(prepared, sort_keys=False), nl=False)
         return
     emit(
         submit_job(
-            prepared, context=context, wait=wait, progress=lambda text: typer.echo(text, err=True)
+            prepared,
+            context=context,
+            wait=wait,
+            timeout_s=timeout,
+            progress=lambda text: typer.echo(text, err=True),
         )
     )

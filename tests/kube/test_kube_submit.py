@@ -35,15 +35,27 @@ class Cluster:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.looks: dict[str, int] = {}
 
+        self.refusals: list[int] = []
+        self.states: list[dict[str, Any]] | None = None
+        self.lose_answers = False
+
     def create(self, job: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self.refusals:
+            return self.refusals.pop(0), {"kind": "Status", "message": "not now"}
+        if job["metadata"]["name"] in self.jobs:
+            return 409, {"kind": "Status", "reason": "AlreadyExists"}
         problems = list(schema_problems(job) or ())
         if problems:
             return 422, {"kind": "Status", "message": "; ".join(problems)}
-        name = job["metadata"].setdefault("name", f"{job['metadata']['generateName']}x7k2p")
-        self.jobs[name] = job
+        self.jobs[job["metadata"]["name"]] = job
+        if self.lose_answers:
+            self.lose_answers = False
+            return 504, {"kind": "Status", "message": "made, but the answer was lost"}
         return 201, job
 
     def get(self, name: str) -> tuple[int, dict[str, Any]]:
+        if self.refusals and name in self.looks:
+            return self.refusals.pop(0), {"kind": "Status", "message": "not now"}
         if name not in self.jobs:
             return 404, {"kind": "Status", "message": f"rayjobs {name} not found"}
         look = self.looks[name] = self.looks.get(name, 0) + 1
@@ -56,7 +68,8 @@ class Cluster:
                 "message": "out of memory",
             },
         ]
-        return 200, self.jobs[name] | {"status": states[min(look, 3) - 1]}
+        states = self.states or states
+        return 200, self.jobs[name] | {"status": states[min(look, len(states)) - 1]}
 
 
 @pytest.fixture
@@ -111,7 +124,7 @@ def kind() -> list[dict[str, Any]]:
 
 def test_followed_to_its_end(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
     seen: list[str] = []
-    job = prepare_job(kind, "finetune-llm-1b", ["steps=2"])
+    job = prepare_job(kind, "finetune-llm-1b", ["steps=2"], "finetune-llm-1b-x7k2p")
     result = submit_job(job, poll_s=0.01, progress=seen.append)
     assert result == {
         "job": "finetune-llm-1b-x7k2p",
@@ -157,7 +170,104 @@ def test_no_server(kind: list[dict[str, Any]], cluster: Cluster, tmp_path: Path)
     config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     with pytest.raises(ServiceError, match="does not answer"):
-        submit_job(prepare_job(kind, "train-delineator"))
+        submit_job(prepare_job(kind, "train-delineator"), retries=1, poll_s=0.01)
+
+
+def test_names_differ_from_run_to_run(kind: list[dict[str, Any]]) -> None:
+    names = {prepare_job(kind, "train-delineator")["metadata"]["name"] for _ in range(20)}
+    assert len(names) == 20
+
+
+def test_a_busy_server_is_asked_again(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.refusals = [503, 429, 500]
+    result = submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01)
+    assert result["status"] == "SUCCEEDED"
+    assert len(cluster.jobs) == 1
+
+
+def test_one_job_though_the_answer_was_lost(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.lose_answers = True
+    result = submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01)
+    assert result["status"] == "SUCCEEDED"
+    assert list(cluster.jobs) == [result["job"]]
+
+
+def test_a_name_that_is_taken(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    submit_job(prepare_job(kind, "train-delineator", name="mine"), wait=False)
+    with pytest.raises(ConfigError, match="there is a job mine in ecg-agent already"):
+        submit_job(prepare_job(kind, "train-delineator", name="mine"), poll_s=0.01)
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "log in"), (403, "ecg-agent-submitter")])
+def test_credentials_that_are_refused(
+    cluster: Cluster, kind: list[dict[str, Any]], status: int, hint: str
+) -> None:
+    cluster.refusals = [status]
+    with pytest.raises(ConfigError, match=f"answers {status}") as caught:
+        submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01)
+    assert hint in str(caught.value.hint)
+    assert not cluster.jobs
+
+
+def test_a_retried_job_is_followed_on(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.states = [
+        {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"},
+        {"jobDeploymentStatus": "Retrying", "failed": 1},
+        {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "failed": 1},
+        {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED", "failed": 1},
+    ]
+    seen: list[str] = []
+    job = prepare_job(kind, "train-delineator", name="d")
+    assert submit_job(job, poll_s=0.01, progress=seen.append)["status"] == "SUCCEEDED"
+    assert "d: Retrying (after 1 failed)" in seen
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"},
+        {"jobDeploymentStatus": "ValidationFailed", "message": "bad"},
+        {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"},
+    ],
+)
+def test_every_other_end_is_a_failure(
+    cluster: Cluster, kind: list[dict[str, Any]], state: dict[str, Any]
+) -> None:
+    cluster.states = [state]
+    with pytest.raises(TrainingError):
+        submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01)
+
+
+def test_time_is_up_and_the_job_goes_on(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.states = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}]
+    with pytest.raises(ServiceError, match=r"is Running after 0\.1 s; it goes on"):
+        submit_job(prepare_job(kind, "train-delineator"), poll_s=0.01, timeout_s=0.1)
+    assert len(cluster.jobs) == 1
+
+
+def test_a_deleted_job_is_no_success(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
+    cluster.states = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}]
+    with pytest.raises(TrainingError, match="was deleted"):
+        submit_job(
+            prepare_job(kind, "train-delineator"),
+            poll_s=0.01,
+            progress=lambda text: cluster.jobs.clear(),
+        )
+
+
+def test_an_interrupt_leaves_the_job_and_says_so(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.states = [{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}]
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ecg_agent_ray.kube.submit.time.sleep", interrupt)
+    command = ["kube", "submit", "train-delineator", "--overlay", "kind", "--name", "mine"]
+    assert run(command) == 130
+    assert "mine goes on" in capsys.readouterr().err
+    assert list(cluster.jobs) == ["mine"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
