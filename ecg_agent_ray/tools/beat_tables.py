@@ -34,6 +34,9 @@ _FEWEST_SEEN = 0.8
 # how far from the median of the leads a lead's boundary may lie to count, ms
 _AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 30.0, "qrs_offset": 90.0}
 _AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 60.0}
+# a lead whose T moves more than this from beat to beat (median distance from its own median place)
+# has no T to speak of, so it does not decide where the outermost one ends
+_UNSTEADY_T_MS, _FEWEST_STEADY = 12.0, 3
 _STRAY_T_MS = 80.0
 # P waves of the classical method alone count if so many leads have one, at about the same place
 _FEWEST_P_LEADS, _P_SPREAD_MS = 4, 80.0
@@ -204,7 +207,10 @@ def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
         return result
     result[seen] = np.nanmedian(stack[:, seen], axis=0)
     if name in _AGREEMENT_MS:
-        away = _from_the_others(name, tables)
+        away, unsteadiness = _from_the_others(name, tables)
+        steady = unsteadiness <= _UNSTEADY_T_MS
+        if name.startswith("t_") and steady.sum() >= _FEWEST_STEADY:
+            away = away[steady]
         near = away[np.abs(away) <= _AGREEMENT_MS[name]]
         if near.size:
             outermost = near.min() if name.endswith("onset") else near.max()
@@ -212,22 +218,26 @@ def _combined(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
     return result
 
 
-def _from_the_others(name: str, tables: list[BeatTable]) -> npt.NDArray[np.float64]:
-    """How much later than in the median lead each lead has it, ms; NaN if in less than half of the
-    beats."""
+def _from_the_others(
+    name: str, tables: list[BeatTable]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """How much later than in the median lead each lead has it, and how far a typical beat is from
+    that, ms; NaN if in less than half of the beats."""
     stack = np.stack([table.points[name] for table in tables])
     stack = stack[:, np.isfinite(stack).any(axis=0)]
-    away = np.full(len(tables), np.nan)
+    away, unsteadiness = np.full((2, len(tables)), np.nan)
     often = 2 * np.isfinite(stack).sum(axis=1) >= max(stack.shape[1], 1)
     if often.any():
         middle = np.nanmedian(stack, axis=0)
-        away[often] = np.nanmedian(stack[often] - middle, axis=1) * 1000.0 / WORKING_RATE_HZ
-    return away
+        apart = (stack[often] - middle) * 1000.0 / WORKING_RATE_HZ
+        away[often] = np.nanmedian(apart, axis=1)
+        unsteadiness[often] = np.nanmedian(np.abs(apart - away[often, None]), axis=1)
+    return away, unsteadiness
 
 
 def _disputed(names: list[str], tables: list[BeatTable]) -> list[str]:
     """A note on a lead whose T ends so much later that the global QT leaves it out."""
-    late = np.nan_to_num(_from_the_others("t_offset", tables))
+    late = np.nan_to_num(_from_the_others("t_offset", tables)[0])
     if late.max() <= _STRAY_T_MS:
         return []
     return [
