@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from ecg_agent_ray._cli.output import emit
+from ecg_agent_ray._cli.output import console, emit, key_value_table
 
 __all__ = ["register"]
 
 Config = Annotated[Path, typer.Option("--config", help="YAML of the job, see jobs/configs.")]
+Configs = Annotated[
+    list[Path],
+    typer.Option("--config", help="YAML of the job; repeatable, later files laid over earlier."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Override the YAML.")
 ]
@@ -55,9 +59,19 @@ def classifier(
 
 
 def llm(
-    config: Config, overrides: Overrides = None, address: Address = None, wait: Wait = True
+    config: Configs,
+    overrides: Overrides = None,
+    address: Address = None,
+    wait: Wait = True,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only estimate memory and time; exit 3 if too large.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON on stdout.")] = False,
 ) -> None:
     """Fine-tune the LLM of an agent with LoRA."""
+    if plan:
+        _plan_llm(config, overrides or [], as_json=as_json)
+        return
     from ecg_agent_ray.training.llm import finetune_llm
     from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
@@ -76,10 +90,51 @@ def delineator(
     )
 
 
+def _plan_llm(paths: list[Path], overrides: list[str], *, as_json: bool) -> None:
+    from ecg_agent_ray.errors import PlanDoesNotFitError
+    from ecg_agent_ray.training.config import load_config
+    from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
+    from ecg_agent_ray.training.llm_plan import check_fits, plan_llm
+
+    config = load_config(LLMFinetuneConfig, paths, overrides)
+    plan = plan_llm(config)
+    refused: PlanDoesNotFitError | None = None
+    try:
+        check_fits(config)
+    except PlanDoesNotFitError as error:
+        refused = error
+    if as_json:
+        emit({**plan.to_dict(), **({"refused": str(refused)} if refused else {})})
+    else:
+        _print_plan(plan)
+    if refused:
+        raise refused
+
+
+def _print_plan(plan: Any) -> None:
+    gib = 2**30
+    facts = {
+        "parameters": f"{plan.parameters:,}, {plan.trainable_parameters:,} trained",
+        "ranks": f"{plan.ranks} x {plan.device} ({plan.device_memory / gib:.0f} GiB)",
+        **{name: f"{size / gib:.2f} GiB" for name, size in plan.memory.items() if size},
+        "memory a rank": f"{plan.total_memory / gib:.2f} GiB, "
+        + ("fits" if plan.fits else "does not fit"),
+        "tokens/s": f"{plan.tokens_per_second:,.0f}",
+    }
+    if plan.data:
+        facts["one epoch"] = (
+            f"{plan.data.dialogues:,} dialogues, {plan.data.tokens:,} tokens, "
+            f"{plan.data.rows:,} rows"
+        )
+        facts["the job"] = f"{plan.steps:,} steps, {plan.hours:.2f} hours"
+    facts["taken for granted"] = "; ".join(plan.assumptions)
+    console.print(key_value_table(f"plan for {plan.base_model}", facts))
+
+
 def _run(
     job: str, model: type[Any], work: Callable[[Any], Any]
-) -> Callable[[Path, list[str], str | None, bool], None]:
-    def run(path: Path, overrides: list[str], address: str | None, wait: bool) -> None:
+) -> Callable[[Path | list[Path], list[str], str | None, bool], None]:
+    def run(path: Path | list[Path], overrides: list[str], address: str | None, wait: bool) -> None:
         from ecg_agent_ray.training.config import load_config
 
         # a mistake in the YAML is found here, before a cluster is asked for anything

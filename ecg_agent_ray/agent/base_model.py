@@ -69,14 +69,17 @@ def load_tokenizer(reference: str) -> Any:
     return tokenizer
 
 
-def load_base_model(reference: str, *, dtype: str = "bfloat16") -> Any:
-    """The causal language model on CPU; ``dtype`` is a torch dtype's name."""
+def load_base_model(reference: str, *, dtype: str = "bfloat16", **options: Any) -> Any:
+    """The causal language model on CPU; ``dtype`` is a torch dtype's name.
+
+    ``options`` go to ``from_pretrained``: attention kernel, quantisation, placement.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = resolve_base_model(reference)
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError) as error:
         raise _not_loadable(reference, error) from error
 

@@ -26,6 +26,9 @@ IGNORE_INDEX = -100
 TOOL_OUTPUT_MARKER = "\nTool_Output:"
 """A tool turn's last target: what follows was written by the tool, not by the model."""
 
+_DATE = "26 Jul 2024"
+"""The date that Llama 3's own templates fall back to."""
+
 _MARK = "\u241fCONTENT\u241f"
 
 
@@ -75,6 +78,9 @@ class ChatFormat:
                 [{"role": role, "content": content} for role, content in messages],
                 tokenize=False,
                 add_generation_prompt=generate,
+                # Llama 3's templates write today's date into the system message otherwise: what is
+                # generated from would differ from what was trained on, and change every night
+                date_string=_DATE,
             )
         except Exception as error:  # jinja2 raises whatever the template's author chose
             raise InputError(f"the chat template cannot render {messages}: {error}") from error

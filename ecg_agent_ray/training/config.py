@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,21 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def load_config(
-    model: type[ConfigT], path: str | Path | None = None, overrides: Iterable[str] = ()
+    model: type[ConfigT],
+    path: str | Path | Sequence[str | Path] | None = None,
+    overrides: Iterable[str] = (),
 ) -> ConfigT:
     """Fill ``model`` from the YAML at ``path``, then from ``overrides`` (``optimizer.lr=1e-4``).
+
+    Of several files each is laid over those before it, key by key inside sections.
 
     An override's value is read as YAML, so ``steps=10``, ``leads=[I, II]`` and ``resume=null`` mean
     what they say. Raises :class:`ConfigError` with one line per problem.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    paths = [path] if isinstance(path, str | Path) else list(path or ())
+    values: dict[str, Any] = {}
+    for file in paths:
+        _overlay(values, _read_yaml(Path(file)))
     problems: list[str] = []
     for item in overrides:
         key, separator, text = item.partition("=")
@@ -49,7 +56,8 @@ def load_config(
     except ValidationError as error:
         problems += [_describe(model, dict(item)) for item in error.errors()]
     if problems or config is None:
-        raise ConfigError(f"bad configuration {path or ''}".rstrip(), problems=tuple(problems))
+        where = ", ".join(map(str, paths))
+        raise ConfigError(f"bad configuration {where}".rstrip(), problems=tuple(problems))
     return config
 
 
@@ -65,6 +73,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not key: value lines")
     return values
+
+
+def _overlay(values: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], value)
+        else:
+            values[key] = value
 
 
 def _scalar(text: str) -> Any:

@@ -25,6 +25,7 @@ from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
 from ecg_agent_ray.settings import load_settings
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import common_lead_configuration
+from ecg_agent_ray.training.llm_kernels import check_packages
 
 __all__ = ["LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
 
@@ -73,6 +74,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     """
     check_compiler()
     config = _resolved(config)
+    check_packages(config)
     # here, not in the workers: with a cold cache they would all make the same folder at once
     resolve_base_model(config.base_model)
     start = time.perf_counter()
@@ -189,16 +191,12 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
 def _retention(config: LLMFinetuneConfig) -> Any:
     import ray.train
 
-    scored = config.validation is not None and _validated_at_every_checkpoint(config)
+    scored = config.validation is not None
     return ray.train.CheckpointConfig(
         num_to_keep=config.keep_checkpoints,
         checkpoint_score_attribute="validation_loss" if scored else None,
         checkpoint_score_order="min" if scored else "max",
     )
-
-
-def _validated_at_every_checkpoint(config: LLMFinetuneConfig) -> bool:
-    return config.checkpoint_every % config.validate_every == 0
 
 
 def _best(result: Any) -> tuple[dict[str, float], Any]:

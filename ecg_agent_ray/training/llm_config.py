@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
 from ecg_agent_ray.training.config import StrictConfig
 
-__all__ = ["BatchConfig", "DistributedConfig", "LLMFinetuneConfig", "LoraSettings", "Optimizer"]
+__all__ = [
+    "Assumptions",
+    "BatchConfig",
+    "DistributedConfig",
+    "LLMFinetuneConfig",
+    "LoraSettings",
+    "Optimizer",
+]
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -39,6 +46,9 @@ class BatchConfig(StrictConfig):
 
     max_tokens: int = Field(default=1024, ge=64, description="Tokens of one packed row.")
     packs_per_step: int = Field(default=4, ge=1, description="Global batch, in packed rows.")
+    packing: bool = Field(
+        default=True, description="false: one dialogue a row, so a batch is a number of dialogues."
+    )
 
 
 class DistributedConfig(StrictConfig):
@@ -50,7 +60,26 @@ class DistributedConfig(StrictConfig):
     threads_per_worker: int = Field(default=1, ge=1, description="OMP_NUM_THREADS of a worker.")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage.")
     offload_optimizer: bool = Field(default=False, description="Optimiser state in host memory.")
+    offload_parameters: bool = Field(
+        default=False, description="Weights in host memory between uses; ZeRO stage 3 only."
+    )
     max_failures: int = Field(default=2, ge=0, description="Worker losses to resume from.")
+
+
+class Assumptions(StrictConfig):
+    """What ``--plan`` takes for granted; training itself reads none of it."""
+
+    gpu: str = Field(default="h100-80gb", description="A name of training.llm_shapes.DEVICES.")
+    mfu: float = Field(
+        default=0.35, gt=0, le=1, description="Share of the device's peak that training reaches."
+    )
+    dialogues: int | None = Field(
+        default=None, ge=1, description="Dialogues of an epoch where the file is not here."
+    )
+    tokens_per_dialogue: int = Field(default=900, ge=1, description="For the same case.")
+    target_share: float = Field(
+        default=0.5, gt=0, le=1, description="Part of a row's tokens that are targets."
+    )
 
 
 class LLMFinetuneConfig(StrictConfig):
@@ -79,6 +108,21 @@ class LLMFinetuneConfig(StrictConfig):
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = 42
     gradient_checkpointing: bool = False
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="Of weights and activations; float32 to compare set-ups."
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        default="none", description="nf4: frozen weights in 4 bits (QLoRA), by bitsandbytes."
+    )
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
+        default="auto", description="auto: flash attention where GPU and package allow it."
+    )
+    liger: bool | Literal["auto"] = Field(
+        default="auto", description="Liger's fused kernels; auto: where GPU and package allow it."
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="Validations without a lower loss before stopping."
+    )
     action_weight: float = Field(
         default=1.0, gt=0, description="Loss weight of the tokens that name the next action."
     )
@@ -86,6 +130,24 @@ class LLMFinetuneConfig(StrictConfig):
     optimizer: Optimizer = Optimizer()
     batch: BatchConfig = BatchConfig()
     distributed: DistributedConfig = DistributedConfig()
+    assume: Assumptions = Assumptions()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LLMFinetuneConfig:
+        spread = self.distributed
+        problems = []
+        if self.early_stopping_patience and self.validation is None:
+            problems.append("early_stopping_patience needs validation")
+        if spread.offload_parameters and spread.zero_stage != 3:
+            problems.append("distributed.offload_parameters needs distributed.zero_stage=3")
+        if spread.offload_optimizer and spread.zero_stage == 0:
+            problems.append("distributed.offload_optimizer needs distributed.zero_stage of 1 to 3")
+        if self.quantize == "nf4" and spread.zero_stage == 3:
+            # ZeRO-3 partitions parameters; bitsandbytes keeps 4-bit weights as packed buffers
+            problems.append("quantize=nf4 needs distributed.zero_stage of 0 to 2")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     def deepspeed(self, *, gpu: bool) -> dict[str, Any]:
         """The DeepSpeed configuration: bf16 weights with fp32 master copies of what is trained."""
@@ -98,12 +160,14 @@ class LLMFinetuneConfig(StrictConfig):
         }
         if self.distributed.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
+        if self.distributed.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": gpu}
         accumulation = self.batch.packs_per_step // self.distributed.num_workers
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": self.optimizer.max_grad_norm,
-            "bf16": {"enabled": True},
+            "bf16": {"enabled": self.dtype == "bfloat16"},
             # torch's AdamW is a plain PyTorch optimiser; DeepSpeed's own needs compiled ops
             "zero_allow_untested_optimizer": True,
             "zero_optimization": zero,

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, system_prompt
 from ecg_agent_ray.dialogue.render import dialogue_messages
+from ecg_agent_ray.training.llm_config import BatchConfig
+from ecg_agent_ray.training.packing import Pack, make_packs
 
-__all__ = ["common_lead_configuration", "encode_all"]
+__all__ = ["common_lead_configuration", "encode_all", "make_rows"]
 
 
 def encode_all(chat: ChatFormat, dialogues: Iterable[Dialogue]) -> list[EncodedDialogue]:
@@ -25,3 +27,8 @@ def common_lead_configuration(dialogues: Sequence[Dialogue]) -> LeadConfiguratio
     """The lead configuration all dialogues share, or None."""
     found = {dialogue.lead_configuration for dialogue in dialogues}
     return found.pop() if len(found) == 1 else None
+
+
+def make_rows(encoded: Sequence[EncodedDialogue], batch: BatchConfig, seed: int) -> list[Pack]:
+    """One epoch's rows: packed, or one dialogue each."""
+    return make_packs(encoded, batch.max_tokens, seed, packing=batch.packing)

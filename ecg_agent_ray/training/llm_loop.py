@@ -2,7 +2,8 @@
 
 Covers: ZeRO 0 to 3, packed rows, loss over assistant text only and weighted by target tokens across
 workers, validation loss, sharded checkpoints, resume at the last reported step with the same data
-order. Does not cover: QLoRA, tensor or sequence parallelism.
+order, early stopping. QLoRA, flash attention and Liger's kernels are used where GPU and packages
+allow them. Does not cover: tensor or sequence parallelism.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDia
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import encode_all
+from ecg_agent_ray.training.llm_kernels import Kernels, choose_kernels
 from ecg_agent_ray.training.packing import Pack, StepPlan, make_packs
 
 __all__ = ["build_model", "learning_rate", "sequence_loss", "train_worker"]
@@ -43,12 +45,17 @@ def learning_rate(config: LLMFinetuneConfig, step: int, total: int) -> float:
     return schedule.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
 
 
-def build_model(config: LLMFinetuneConfig) -> Any:
-    """Base model in bf16 with a new LoRA adapter, or the configured one made trainable."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+def build_model(config: LLMFinetuneConfig, kernels: Kernels | None = None) -> Any:
+    """Base model with a new LoRA adapter, or the configured one made trainable."""
+    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
-    base = load_base_model(config.base_model)
+    kernels = kernels or choose_kernels(config, gpu=False)
+    base = load_base_model(config.base_model, dtype=config.dtype, **kernels.load_options())
     base.config.use_cache = False
+    if kernels.liger:
+        kernels.apply_liger(base)
+    if config.quantize == "nf4":
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable()
         base.enable_input_require_grads()
@@ -125,11 +132,31 @@ class LLMWorker:
             max_tokens=config.batch.max_tokens,
             packs_per_step=config.batch.packs_per_step,
             seed=config.seed,
+            packing=config.batch.packing,
         )
         self.total = config.steps or self.plan.total_steps(config.epochs)
         self.engine = self._start_engine()
         self.device = self.engine.device
         self.tokens_seen = 0
+        self.best = math.inf
+        self.without_gain = 0
+        self.validate_every = self._validation_cadence()
+
+    def _validation_cadence(self) -> int:
+        """Often enough that early stopping can happen before the job's end."""
+        every, patience = self.config.validate_every, self.config.early_stopping_patience
+        if patience and self.total // every < patience + 1:
+            every = max(1, self.total // (patience + 2))
+            if self.rank == 0:
+                logger.info(
+                    "validation every %d steps instead of %d: a patience of %d could not run out "
+                    "in %d steps",
+                    every,
+                    self.config.validate_every,
+                    patience,
+                    self.total,
+                )
+        return every
 
     def _start_engine(self) -> Any:
         import deepspeed
@@ -138,7 +165,8 @@ class LLMWorker:
         gpu = torch.cuda.is_available()
         torch.manual_seed(self.config.seed)
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
-        model = build_model(self.config)
+        kernels = choose_kernels(self.config, gpu=gpu)
+        model = build_model(self.config, kernels)
         trained = [p for p in model.parameters() if p.requires_grad]
         settings = self.config.optimizer
         optimizer = torch.optim.AdamW(
@@ -148,10 +176,13 @@ class LLMWorker:
             model=model, optimizer=optimizer, config=self.config.deepspeed(gpu=gpu)
         )
         if self.rank == 0:
+            for reason in kernels.reasons:
+                logger.info("%s", reason)
             logger.info(
-                "device %s, bf16 weights with fp32 masters, ZeRO-%d, %d worker(s), %d row(s) of %d "
+                "device %s, %s weights, ZeRO-%d, %d worker(s), %d row(s) of %d "
                 "tokens a step, %d steps, %s trainable parameters",
                 engine.device,
+                self.config.dtype,
                 self.config.distributed.zero_stage,
                 self.world,
                 self.config.batch.packs_per_step,
@@ -166,10 +197,32 @@ class LLMWorker:
         for step, packs in enumerate(self.plan.steps(first, self.total), start=first):
             metrics = self._step(step, packs)
             done = step + 1
-            validating = self.validation and self._due(done, self.config.validate_every)
-            if validating:
+            saving = self._due(done, self.config.checkpoint_every)
+            # a checkpoint is always judged, and a better loss always kept
+            if self.validation and (saving or self._due(done, self.validate_every)):
                 metrics["validation_loss"] = self._validate()
-            self._report(metrics, checkpoint=self._due(done, self.config.checkpoint_every))
+                saving = self._judge(metrics["validation_loss"]) or saving
+            stopping = self._out_of_patience()
+            self._report(metrics, checkpoint=saving or stopping)
+            if stopping:
+                if self.rank == 0:
+                    logger.info(
+                        "stopped early after step %d: no lower validation loss in %d validations",
+                        done,
+                        self.without_gain,
+                    )
+                break
+
+    def _judge(self, loss: float) -> bool:
+        """Whether this is the lowest validation loss so far; the same on every worker."""
+        better = loss < self.best
+        self.without_gain = 0 if better else self.without_gain + 1
+        self.best = min(self.best, loss)
+        return better
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.without_gain >= patience
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.total or done % every == 0
@@ -236,7 +289,12 @@ class LLMWorker:
 
     def _save(self, folder: Path, step: int) -> None:
         """Each worker writes its own shard; rank 0 also writes the adapter in peft's own form."""
-        state = {"step": step, "tokens_seen": self.tokens_seen}
+        state = {
+            "step": step,
+            "tokens_seen": self.tokens_seen,
+            "best": self.best,
+            "without_gain": self.without_gain,
+        }
         self.engine.save_checkpoint(
             str(folder / "deepspeed"),
             tag="last",
@@ -271,5 +329,7 @@ class LLMWorker:
                 str(Path(folder) / "deepspeed"), tag="last", load_module_strict=False
             )
         self.tokens_seen = int(state["tokens_seen"])
+        self.best = float(state.get("best", math.inf))
+        self.without_gain = int(state.get("without_gain", 0))
         logger.info("resumed after step %d", state["step"])
         return int(state["step"])

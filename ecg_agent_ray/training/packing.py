@@ -52,14 +52,20 @@ def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
     )
 
 
-def make_packs(dialogues: Sequence[EncodedDialogue], max_tokens: int, seed: int) -> list[Pack]:
+def make_packs(
+    dialogues: Sequence[EncodedDialogue], max_tokens: int, seed: int, *, packing: bool = True
+) -> list[Pack]:
     """Shuffle, then put each dialogue into the fullest row it still fits.
+
+    Without ``packing`` each dialogue is a row of its own length.
 
     Best fit on shuffled sequences leaves about 5 % of the tokens empty at lengths of a few hundred
     in rows of 1,024, and keeps rows from being sorted by length.
     """
     order = list(range(len(dialogues)))
     random.Random(seed).shuffle(order)
+    if not packing:
+        return [_join([truncate(dialogues[index], max_tokens)]) for index in order]
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
     rows: list[list[int]] = []
     for index in order:
@@ -96,6 +102,7 @@ class StepPlan:
         max_tokens: tokens of a row.
         packs_per_step: rows of one optimiser step over all workers.
         seed: base of each epoch's shuffle.
+        packing: False for one dialogue a row.
     """
 
     def __init__(
@@ -105,12 +112,14 @@ class StepPlan:
         max_tokens: int,
         packs_per_step: int,
         seed: int,
+        packing: bool = True,
     ) -> None:
         self._dialogues = dialogues
         self._max_tokens = max_tokens
         self._packs_per_step = packs_per_step
         self._seed = seed
-        self.packs_per_epoch = len(make_packs(dialogues, max_tokens, seed))
+        self._packing = packing
+        self.packs_per_epoch = len(make_packs(dialogues, max_tokens, seed, packing=packing))
 
     def total_steps(self, epochs: float) -> int:
         """Steps of so many passes over the data, at least one."""
@@ -127,5 +136,6 @@ class StepPlan:
     def _packs(self) -> Iterator[Pack]:
         epoch = 0
         while True:
-            yield from make_packs(self._dialogues, self._max_tokens, self._seed + epoch)
+            seed = self._seed + epoch
+            yield from make_packs(self._dialogues, self._max_tokens, seed, packing=self._packing)
             epoch += 1
