@@ -69,7 +69,7 @@ class DistributedConfig(StrictConfig):
 class Assumptions(StrictConfig):
     """What ``--plan`` takes for granted; training itself reads none of it."""
 
-    gpu: str = Field(default="h100-80gb", description="A name of training.llm_shapes.DEVICES.")
+    device: str = Field(default="h100-80gb", description="A name of training.llm_shapes.DEVICES.")
     mfu: float = Field(
         default=0.35, gt=0, le=1, description="Share of the device's peak that training reaches."
     )

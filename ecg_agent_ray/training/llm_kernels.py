@@ -19,6 +19,7 @@ class Kernels:
     attention: str
     liger: bool
     nf4: bool
+    dtype: str
     reasons: tuple[str, ...]
 
     def load_options(self) -> dict[str, Any]:
@@ -32,7 +33,7 @@ class Kernels:
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
+                bnb_4bit_compute_dtype=getattr(torch, self.dtype),
             )
             if torch.cuda.is_available():
                 options["device_map"] = {"": torch.cuda.current_device()}
@@ -41,11 +42,9 @@ class Kernels:
     @staticmethod
     def apply_liger(model: Any) -> None:
         """Fused norm, rotary embedding and MLP; the loss stays ours, since it is masked."""
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from transformers.integrations.liger import apply_liger_kernel
 
-        _apply_liger_kernel_to_instance(
-            model=model, cross_entropy=False, fused_linear_cross_entropy=False
-        )
+        apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})
 
 
 def check_packages(config: LLMFinetuneConfig) -> None:
@@ -70,7 +69,8 @@ def choose_kernels(config: LLMFinetuneConfig, *, gpu: bool) -> Kernels:
     liger, liger_reason = _liger(config, gpu=gpu)
     nf4 = config.quantize == "nf4"
     weights = "nf4, frozen (quantize)" if nf4 else f"{config.dtype} (dtype)"
-    return Kernels(attention, liger, nf4, (attention_reason, liger_reason, f"weights: {weights}"))
+    reasons = (attention_reason, liger_reason, f"weights: {weights}")
+    return Kernels(attention, liger, nf4, config.dtype, reasons)
 
 
 def _attention(config: LLMFinetuneConfig, *, gpu: bool) -> tuple[str, str]:

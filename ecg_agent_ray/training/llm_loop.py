@@ -20,9 +20,12 @@ from typing import Any
 from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
+from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import encode_all
 from ecg_agent_ray.training.llm_kernels import Kernels, choose_kernels
+from ecg_agent_ray.training.llm_plan import flops_per_token
+from ecg_agent_ray.training.llm_shapes import ModelShape, device_peak
 from ecg_agent_ray.training.packing import Pack, StepPlan, make_packs
 
 __all__ = ["build_model", "learning_rate", "sequence_loss", "train_worker"]
@@ -47,15 +50,13 @@ def learning_rate(config: LLMFinetuneConfig, step: int, total: int) -> float:
 
 def build_model(config: LLMFinetuneConfig, kernels: Kernels | None = None) -> Any:
     """Base model with a new LoRA adapter, or the configured one made trainable."""
-    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     kernels = kernels or choose_kernels(config, gpu=False)
     base = load_base_model(config.base_model, dtype=config.dtype, **kernels.load_options())
     base.config.use_cache = False
     if kernels.liger:
         kernels.apply_liger(base)
-    if config.quantize == "nf4":
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable()
         base.enable_input_require_grads()
@@ -141,6 +142,7 @@ class LLMWorker:
         self.best = math.inf
         self.without_gain = 0
         self.validate_every = self._validation_cadence()
+        self.flops_per_token = self._flops_per_token()
 
     def _validation_cadence(self) -> int:
         """Often enough that early stopping can happen before the job's end."""
@@ -244,6 +246,7 @@ class LLMWorker:
         tokens = sum(len(pack.input_ids) for pack in packs)
         self.tokens_seen += tokens
         return {
+            **self._utilisation(tokens / seconds),
             "global_step": step + 1,
             "loss": self._sum_over_workers(total_loss) / weight,
             "learning_rate": learning_rate(self.config, step, self.total),
@@ -251,6 +254,28 @@ class LLMWorker:
             "target_tokens": sum(pack.n_targets for pack in packs),
             "tokens_seen": self.tokens_seen,
         }
+
+    def _flops_per_token(self) -> float | None:
+        """None for a model that is no Llama-like decoder."""
+        try:
+            shape = ModelShape.from_config(self.engine.module.config.to_dict())
+            return flops_per_token(shape, self.config)
+        except ConfigError:
+            return None
+
+    def _utilisation(self, tokens_per_second: float) -> dict[str, float]:
+        """Model FLOP/s of all workers; on GPUs also their share of the peak and peak memory."""
+        import torch
+
+        metrics: dict[str, float] = {}
+        if self.flops_per_token is not None:
+            metrics["model_flops_per_second"] = tokens_per_second * self.flops_per_token
+        if torch.cuda.is_available():
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            peak = device_peak(torch.cuda.get_device_name())
+            if peak and self.flops_per_token is not None:
+                metrics["mfu"] = metrics["model_flops_per_second"] / (peak * self.world)
+        return metrics
 
     def _sum_over_workers(self, value: float) -> float:
         import torch

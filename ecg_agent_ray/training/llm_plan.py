@@ -18,7 +18,15 @@ from ecg_agent_ray.errors import ConfigError, EcgAgentError, PlanDoesNotFitError
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_shapes import DEVICES, ModelShape, model_shape
 
-__all__ = ["Data", "Plan", "activation_bytes", "check_fits", "memory_parts", "plan_llm"]
+__all__ = [
+    "Data",
+    "Plan",
+    "activation_bytes",
+    "check_fits",
+    "flops_per_token",
+    "memory_parts",
+    "plan_llm",
+]
 
 # 4 bits and, with double quantisation, 0.127 bits of scales (QLoRA, arXiv 2305.14314, section 3)
 _NF4_BYTES = 4.127 / 8
@@ -73,18 +81,19 @@ def plan_llm(config: LLMFinetuneConfig) -> Plan:
 
     Raises :class:`ConfigError` for a model whose shape is not known and for an unknown device.
     """
-    if config.assume.gpu not in DEVICES:
+    if config.assume.device not in DEVICES:
         raise ConfigError(
-            f"assume.gpu: {config.assume.gpu!r} is unknown", hint=f"one of {', '.join(DEVICES)}"
+            f"assume.device: {config.assume.device!r} is unknown",
+            hint=f"one of {', '.join(DEVICES)}",
         )
-    device, shape = DEVICES[config.assume.gpu], model_shape(config.base_model)
+    device, shape = DEVICES[config.assume.device], model_shape(config.base_model)
     data = _data(config)
-    speed = device.peak_flops * config.assume.mfu / _flops_per_token(shape, config)
+    speed = device.peak_flops * config.assume.mfu / flops_per_token(shape, config)
     speed *= config.distributed.num_workers
     steps, hours = _length(config, data, speed)
     return Plan(
         base_model=config.base_model,
-        device=config.assume.gpu,
+        device=config.assume.device,
         device_memory=device.memory,
         ranks=config.distributed.num_workers,
         parameters=shape.parameters,
@@ -158,7 +167,7 @@ def activation_bytes(shape: ModelShape, config: LLMFinetuneConfig) -> int:
     """Bytes kept for the backward pass of one row of ``batch.max_tokens`` tokens.
 
     Frozen linear maps keep no input, but their LoRA does; an RMSNorm keeps its input in fp32, the
-    gated MLP its four inner products.
+    gated MLP its four inner products. The last term is the norm after the last layer.
     """
     width = 2 if config.dtype == "bfloat16" else 4
     tokens, hidden = config.batch.max_tokens, shape.hidden
@@ -171,12 +180,15 @@ def activation_bytes(shape: ModelShape, config: LLMFinetuneConfig) -> int:
     adapter = width * config.lora.r * len(set(config.lora.target_modules))
     layer = tokens * (norms + attention + mlp + adapter)
     if config.gradient_checkpointing:
-        return shape.layers * tokens * hidden * width + layer
-    return shape.layers * layer
+        return shape.layers * tokens * hidden * width + layer + 4 * tokens * hidden
+    return shape.layers * layer + 4 * tokens * hidden
 
 
-def _flops_per_token(shape: ModelShape, config: LLMFinetuneConfig) -> float:
-    """Forward, and back through frozen weights (no weight gradients); once more if recomputed."""
+def flops_per_token(shape: ModelShape, config: LLMFinetuneConfig) -> float:
+    """Forward, and back through frozen weights (no weight gradients); once more if recomputed.
+
+    The adapter's own weights take a third pass.
+    """
     dense = 2 * (shape.parameters - shape.embedding_parameters)
     if shape.tied_embeddings:
         dense += 2 * shape.embedding_parameters
@@ -263,9 +275,10 @@ def _mend(config: LLMFinetuneConfig) -> str:
                 return "it fits with " + " ".join(
                     f"{key}={str(value).lower()}" for key, value in keys.items()
                 )
+    memory = DEVICES[config.assume.device].memory
     for name, device in sorted(DEVICES.items(), key=lambda item: item[1].memory):
-        if plan_llm(_with(config, {"assume.gpu": name})).fits:
-            return f"it fits a GPU of {device.memory / 2**30:.0f} GiB: assume.gpu={name}"
+        if device.memory > memory and plan_llm(_with(config, {"assume.device": name})).fits:
+            return f"it fits {device.memory / 2**30:.0f} GiB a rank: assume.device={name}"
     return "take a smaller base model"
 
 

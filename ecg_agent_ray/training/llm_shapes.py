@@ -14,7 +14,7 @@ from typing import Any
 
 from ecg_agent_ray.errors import ConfigError, EcgAgentError
 
-__all__ = ["DEVICES", "SHAPES", "Device", "ModelShape", "model_shape"]
+__all__ = ["DEVICES", "SHAPES", "Device", "ModelShape", "device_peak", "model_shape"]
 
 GIB = 2**30
 
@@ -103,7 +103,11 @@ SHAPES: dict[str, ModelShape] = {
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: memory in bytes, dense bf16 peak in FLOP/s (NVIDIA's data sheets, no sparsity)."""
+    """What one rank has: memory in bytes, peak in FLOP/s.
+
+    GPUs: dense bf16 without sparsity, from NVIDIA's data sheets. A CPU core: 32 fp32 operations a
+    cycle (two AVX2 FMA units) at 3 GHz, and the memory of a small machine shared by its cores.
+    """
 
     memory: int
     peak_flops: float
@@ -117,7 +121,14 @@ DEVICES: dict[str, Device] = {
     "l40s-48gb": Device(48 * GIB, 362e12),
     "a10g-24gb": Device(24 * GIB, 125e12),
     "l4-24gb": Device(24 * GIB, 121e12),
+    "cpu-core": Device(4 * GIB, 96e9),
 }
+
+
+def device_peak(name: str) -> float | None:
+    """Peak FLOP/s by a GPU's own name (``NVIDIA H100 80GB HBM3``), None if it is not listed."""
+    words = set(name.lower().replace("-", " ").split())
+    return next((d.peak_flops for key, d in DEVICES.items() if key.split("-")[0] in words), None)
 
 
 def model_shape(reference: str) -> ModelShape:

@@ -13,6 +13,7 @@ import pytest
 
 from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
+from ecg_agent_ray.shipped import shipped
 from ecg_agent_ray.training.config import load_config
 from ecg_agent_ray.training.llm import LLMResult, check_compiler, finetune_llm
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
@@ -147,6 +148,65 @@ def test_a_killed_worker_resumes_with_the_same_losses(
     killer.join(timeout=5)
     assert not killer.is_alive()
     assert losses(resumed) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+SHRUNK = (
+    "steps=3",
+    "validate_every=3",
+    "checkpoint_every=3",
+    "quantize=none",
+    "batch.max_tokens=512",
+    "batch.packs_per_step=2",
+    "distributed={num_workers: 2, use_gpu: false, zero_stage: %d}",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", sorted(shipped("jobs/configs/llm").glob("*x*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_layout_trains_with_a_tiny_model(
+    tmp_path: Path, tiny_model: Path, ray_cluster: Any, path: Path
+) -> None:
+    files = [path, shipped("jobs/configs/llm/paper.yaml")] if "1b" in path.name else [path]
+    stage = load_config(LLMFinetuneConfig, files).distributed.zero_stage
+    own = job(tmp_path, tiny_model, "out").model_dump()
+    result = finetune_llm(
+        load_config(
+            LLMFinetuneConfig,
+            files,
+            [
+                *(f"{key}={own[key]}" for key in ("base_model", "train", "validation", "output")),
+                *(item % stage if "%" in item else item for item in SHRUNK),
+            ],
+        )
+    )
+    assert len(losses(result)) == 3
+
+
+@pytest.mark.slow
+def test_training_stops_early_and_keeps_the_best(
+    tmp_path: Path, tiny_model: Path, ray_cluster: Any
+) -> None:
+    config = job(
+        tmp_path,
+        tiny_model,
+        "out",
+        "steps=40",
+        "validate_every=1",
+        "checkpoint_every=40",
+        "early_stopping_patience=2",
+        "optimizer.lr=3.0",
+        "optimizer.warmup_steps=1",
+    )
+    result = finetune_llm(config)
+    import mlflow
+
+    seen = mlflow.MlflowClient().get_metric_history(result.run_id, "validation_loss")
+    values = [metric.value for metric in seen]
+    assert len(values) < 40
+    assert result.metrics["validation_loss"] == min(values)
+    assert min(values) not in values[-2:]
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from ecg_agent_ray.training.llm_shapes import SHAPES, ModelShape, model_shape
 from ecg_agent_ray.training.packing import make_packs
 
 CONFIGS = sorted(path.name for path in shipped("jobs/configs/llm").glob("*x*.yaml"))
-CONFIGS = [name for name in CONFIGS if name != "paper.yaml"]
 
 
 def config(*overrides: str) -> LLMFinetuneConfig:
@@ -99,7 +98,7 @@ def test_weights_and_kept_activations_are_those_of_a_real_step(checkpointing: bo
         # what recomputing one layer keeps for a while is not kept at the end of the forward pass
         one = activation_bytes(shape, job.model_copy(update={"gradient_checkpointing": False}))
         estimated -= one // shape.layers
-    assert estimated == pytest.approx(measured, rel=0.2)
+    assert estimated == pytest.approx(measured, rel=0.05)
 
 
 def test_zero_stages_spread_what_they_say() -> None:
@@ -119,18 +118,18 @@ def test_zero_stages_spread_what_they_say() -> None:
         (["base_model=Qwen/Qwen3-32B"], "gradient_checkpointing=true quantize=nf4"),
         (
             ["base_model=Qwen/Qwen3-32B", "distributed.num_workers=8", "batch.max_tokens=4096",
-             "gradient_checkpointing=true", "assume.gpu=a100-40gb"],
+             "gradient_checkpointing=true", "assume.device=a100-40gb"],
             "distributed.zero_stage=3",
         ),
         (
             ["base_model=meta-llama/Llama-3.2-1B-Instruct", "batch.max_tokens=16384",
-             "assume.gpu=l4-24gb", "distributed.num_workers=1"],
+             "assume.device=l4-24gb", "distributed.num_workers=1"],
             "gradient_checkpointing=true",
         ),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_fit_is_refused_with_what_would(overrides: list[str], mend: str) -> None:
-    first = ["distributed.num_workers=1", "assume.gpu=a100-40gb", "batch.max_tokens=8192"]
+    first = ["distributed.num_workers=1", "assume.device=a100-40gb", "batch.max_tokens=8192"]
     job = config(*first, *overrides)
     with pytest.raises(PlanDoesNotFitError) as caught:
         check_fits(job)
@@ -143,8 +142,8 @@ def test_a_plan_that_cannot_fit_is_refused_with_what_would(overrides: list[str],
 def test_the_command_ends_with_3_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(shipped("jobs/configs/llm/qwen3-32b-1x.yaml"))
     assert run(["train", "llm", "--config", file, "--plan"]) == 0
-    assert "61" not in capsys.readouterr().err
-    refused = ["train", "llm", "--config", file, "--plan", "quantize=none", "assume.gpu=l4-24gb"]
+    assert "fits" in "".join(capsys.readouterr())
+    refused = ["train", "llm", "--config", file, "--plan", "quantize=none", "assume.device=l4-24gb"]
     assert run(refused) == 3
     assert "GiB a rank do not fit" in capsys.readouterr().err
 
@@ -168,8 +167,8 @@ def test_settings_that_exclude_each_other_and_unknown_names_are_refused() -> Non
     ):
         with pytest.raises(ConfigError, match="needs"):
             config(*bad)
-    with pytest.raises(ConfigError, match=r"assume\.gpu"):
-        plan_llm(config("assume.gpu=tpu"))
+    with pytest.raises(ConfigError, match=r"assume\.device"):
+        plan_llm(config("assume.device=tpu"))
     with pytest.raises(ConfigError, match="shape"):
         model_shape("org/unheard-of")
 
