@@ -3,12 +3,15 @@
 A chat template is taken apart once into the text around each message (the frame). Frames and
 contents are tokenised apart, so the tokens of a dialogue's beginning never change when it goes on:
 a key/value cache of the prefix stays valid, and what a model is trained on is token for token what
-it sees when it generates. Templates that render a message differently by its place (Qwen3 drops
-thinking from all but the last assistant turn) therefore get one rendering, that of the last place.
+it sees when it generates. Templates that render a message differently by its place (Qwen3 puts an
+empty thinking block before the last assistant message only) therefore get one rendering: what the
+template opens an answer with when asked to generate. A turn's own ``Thought:`` takes the place of
+such blocks. :attr:`ChatFormat.template` is that rendering as a template, for other servers.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,6 +134,25 @@ class ChatFormat:
     def assistant_close_ids(self) -> list[int]:
         """What comes after it; its first token ends generation."""
         return self.ids(self._assistant_close)
+
+    @cached_property
+    def template(self) -> str:
+        """A Jinja chat template that gives each message the text it has here, at every place."""
+        frames = {
+            "system": self._start,
+            "user": self._user,
+            "assistant": (self._assistant_open, self._assistant_close),
+        }
+        # JSON's strings are Jinja's, escapes included
+        roles = "".join(
+            f'{{%- {"elif" if index else "if"} message.role == "{role}" -%}}'
+            f"{{{{- {json.dumps(before)} + message.content + {json.dumps(after)} -}}}}"
+            for index, (role, (before, after)) in enumerate(frames.items())
+        )
+        opened = f"{{%- if add_generation_prompt -%}}{{{{- {json.dumps(self._assistant_open)} -}}}}"
+        return f"{{%- for message in messages -%}}{roles}{{%- endif -%}}{{%- endfor -%}}" + (
+            f"{opened}{{%- endif -%}}"
+        )
 
     @property
     def end_token_id(self) -> int:
