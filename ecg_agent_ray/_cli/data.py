@@ -129,20 +129,44 @@ def validate(file: DialogueFile, as_json: AsJson = False) -> None:
 
 def stats(file: DialogueFile) -> None:
     """Counts of actions, topics, levels and lengths, as JSON."""
-    from dataclasses import asdict
-
-    from ecg_agent_ray.dialogue import read_dialogues
+    from ecg_agent_ray.dialogue import load_dialogues
     from ecg_agent_ray.dialogue import stats as count
 
-    emit(asdict(count(read_dialogues(file))))
+    read = load_dialogues(file)
+    emit({**count(read.dialogues).to_dict(), "n_malformed_rows": len(read.problems)})
 
 
-def clean(file: DialogueFile) -> None:
-    """Report thoughts that leak the generator's instructions, as JSON."""
-    from ecg_agent_ray.dialogue import clean_report, read_dialogues
+def clean(
+    file: DialogueFile,
+    output: Annotated[
+        Path | None, typer.Option(help="JSONL or Parquet for the dialogues that are clean.")
+    ] = None,
+) -> None:
+    """Report thoughts that leak the generator's instructions, and malformed rows, as JSON.
 
-    found = clean_report(read_dialogues(file))
-    emit({"leaks": len(found), "problems": [str(problem) for problem in found]})
+    With --output the dialogues without either are written.
+    """
+    from ecg_agent_ray.dialogue import clean_report, load_dialogues, write_dialogues
+
+    read = load_dialogues(file)
+    found = clean_report(read.dialogues)
+    leaking = {problem.dialogue for problem in found}
+    kept = [item for number, item in enumerate(read.dialogues) if number not in leaking]
+    if output is not None:
+        write_dialogues(output, kept)
+    emit(
+        {
+            "rows": read.n_rows,
+            "malformed_rows": len(read.problems),
+            "dialogues_that_leak": len(leaking),
+            "kept": len(kept),
+            "leaks": len(found),
+            "problems": [
+                *({"row": item.row, "message": item.message} for item in read.problems),
+                *(item.to_dict() for item in found),
+            ],
+        }
+    )
 
 
 def prepare_ptbxl(

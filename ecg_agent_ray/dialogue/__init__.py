@@ -9,6 +9,7 @@ from ecg_agent_ray.dialogue.io import (
     write_dialogues,
 )
 from ecg_agent_ray.dialogue.prompt import PROMPT_VERSION, system_prompt
+from ecg_agent_ray.dialogue.records import RecordIndex, record_key
 from ecg_agent_ray.dialogue.render import dialogue_messages, parse_turn, render_turn
 from ecg_agent_ray.dialogue.turns import (
     LEAD_CONFIGURATIONS,
@@ -27,6 +28,7 @@ __all__ = [
     "DialogueStats",
     "LeadConfiguration",
     "Problem",
+    "RecordIndex",
     "RowProblem",
     "Turn",
     "clean_report",
@@ -34,6 +36,7 @@ __all__ = [
     "load_dialogues",
     "parse_turn",
     "read_dialogues",
+    "record_key",
     "render_turn",
     "stats",
     "system_prompt",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecg_agent_ray.agent.events import ToolResult
 from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, LocalToolbox, Toolbox, failed_result
-from ecg_agent_ray.dialogue import Action, Dialogue
+from ecg_agent_ray.dialogue import Action, Dialogue, RecordIndex
 from ecg_agent_ray.errors import InputError, RecordingError
 
 __all__ = ["CsvTools", "GivenToolbox", "LiveTools", "ToolSource", "recorded_tools", "tool_source"]
@@ -53,6 +53,7 @@ class CsvTools:
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._rows: dict[Action, dict[str, Mapping[str, Any]]] = {}
+        self._index: dict[Action, RecordIndex] = {}
         for path in paths:
             self._read(Path(path))
 
@@ -82,15 +83,15 @@ class CsvTools:
         for row in table.to_dict("records"):
             name = str(row["ecg_file_path"])
             rows[name] = row
-            rows.setdefault(PurePosixPath(name).stem, row)
+            self._index.setdefault(action, RecordIndex()).add(name)
 
     def __call__(self, dialogue: Dialogue) -> Toolbox:
         outputs: dict[Action, Any] = {}
         name = dialogue.ecg_files[0] if dialogue.ecg_files else ""
         for action, rows in self._rows.items():
-            row = rows.get(name) or rows.get(PurePosixPath(name).stem)
-            if row is not None:
-                outputs[action] = _OUTPUT_OF_ROW[action](row)
+            found = self._index[action].find(name) if action in self._index else None
+            if found is not None:
+                outputs[action] = _OUTPUT_OF_ROW[action](rows[found])
         return GivenToolbox(outputs, key=f"csv:{name}" if name else "")
 
 
@@ -140,7 +141,8 @@ class LiveTools:
         if not self.ecg_dir.is_dir():
             raise InputError(f"no folder of recordings at {self.ecg_dir}")
         self._classifier = classifier
-        self._by_stem: dict[str, Path] | None = None
+        self._files: dict[str, Path] | None = None
+        self._index = RecordIndex()
 
     def find(self, name: str) -> Path:
         """The recording's path; raises :class:`RecordingError` if there is none."""
@@ -148,16 +150,17 @@ class LiveTools:
             path = self.ecg_dir / f"{name}{suffix}"
             if path.is_file():
                 return path
-        if self._by_stem is None:
+        if self._files is None:
             files = sorted(self.ecg_dir.rglob("*"), key=lambda path: path.suffix != ".hea")
-            self._by_stem = {}
+            self._files = {}
             for path in files:
                 if path.suffix in self._SUFFIXES[1:]:
-                    self._by_stem.setdefault(path.stem, path)
-        stem = PurePosixPath(name).stem
-        if stem not in self._by_stem:
+                    self._files.setdefault(path.stem, path)
+            self._index = RecordIndex(self._files)
+        stem = self._index.find(PurePosixPath(name).stem)
+        if stem is None:
             raise RecordingError(f"no recording {name!r} below {self.ecg_dir}")
-        return self._by_stem[stem]
+        return self._files[stem]
 
     def __call__(self, dialogue: Dialogue) -> Toolbox:
         from ecg_agent_ray import ecg
