@@ -19,9 +19,8 @@ Output = Annotated[Path | None, typer.Option(help="Also write the result to this
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure speed, as ratios taken in one run.", no_args_is_help=True)
-    # a group with a single command would otherwise be that command
-    group.callback()(lambda: None)
     group.command("measurement")(measurement)
+    group.command("agent")(agent)
     app.add_typer(group, name="bench")
 
 
@@ -47,6 +46,38 @@ def measurement(
             directory, lead=lead, n_records=records, rounds=rounds, progress=progress
         )
     _finish(result, output, as_json, _measurement_table)
+
+
+def agent(
+    dialogues: Annotated[
+        Path | None,
+        typer.Option(help="ECG-MTD rows; left out: dialogues about the shipped recordings."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, an agent folder or builtin:")
+    ] = "builtin:",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine to time; repeatable. Left out: all that are installed."),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Only the first N dialogues.")] = 10,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time an assistant turn against the published agent's loop, on the CPU.
+
+    The loop encodes the whole history at each turn and generates greedily, unconstrained, up to
+    512 tokens, in the faster of fp32 and bf16. All write the same turns of the same dialogues,
+    given the reference's history.
+    """
+    from ecg_agent_ray.pipelines.bench import bench_agent
+    from ecg_agent_ray.registry import resolve
+
+    if model.startswith("models:/"):
+        model = str(resolve(model))
+    with stderr_progress("writing turns", unit="turns") as progress:
+        result = bench_agent(dialogues, model, engines=engine, n_dialogues=n, progress=progress)
+    _finish(result, output, as_json, _agent_table)
 
 
 def _finish(result: dict[str, Any], output: Path | None, as_json: bool, show: Any) -> None:
@@ -79,4 +110,23 @@ def _measurement_table(result: dict[str, Any]) -> Table:
             if times is None
             else f"{times['median']:.1f}x ({times['min']:.1f}–{times['max']:.1f})",
         )
+    return table
+
+
+def _agent_table(result: dict[str, Any]) -> Table:
+    paper = result["engines"]["paper_loop"]
+    table = Table(
+        title=f"agent {result['model']}, {result['n_turns']} turns of {result['n_dialogues']} "
+        f"dialogues; paper's loop in {paper['dtype']}"
+    )
+    table.add_column("engine", no_wrap=True)
+    for name in ("s/turn", "faster", "tool's name, s", "first answer token, s", "next action"):
+        table.add_column(name, justify="right")
+    for name, timing in result["engines"].items():
+        times = result["speedup"].get(name, {})
+        shown = [timing[key] for key in ("turn_s", "tool_name_s", "first_answer_token_s")]
+        turn, tool, answer = ("—" if value is None else f"{value:.3f}" for value in shown)
+        faster = f"{times['turn_s']:.1f}x" if times else ""
+        accuracy = f"{timing['next_action_accuracy']:.1%}"
+        table.add_row(name.replace("_", " "), turn, faster, tool, answer, accuracy)
     return table

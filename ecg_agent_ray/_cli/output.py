@@ -67,7 +67,9 @@ def key_value_table(title: str, rows: Mapping[str, Any]) -> Table:
 
 
 @contextmanager
-def stderr_progress(what: str, *, every_s: float = 5.0) -> Iterator[Callable[[int, int], None]]:
+def stderr_progress(
+    what: str, *, every_s: float = 5.0, unit: str = "records"
+) -> Iterator[Callable[[int, int], None]]:
     """Give a function that takes (done, total) and tells stderr the rate and the time left.
 
     On a terminal it is a bar; elsewhere a line every ``every_s`` seconds and at the end, so that a
@@ -90,7 +92,7 @@ def stderr_progress(what: str, *, every_s: float = 5.0) -> Iterator[Callable[[in
         text = f"{what}: {done} of {total}"
         if rate > 0:
             left = (total - done) / rate
-            text += f", {rate:.1f} records/s" + (f", {_duration(left)} left" if left else "")
+            text += f", {rate:.1f} {unit}/s" + (f", {_duration(left)} left" if left else "")
         end = "\r" if terminal.is_terminal and done < total else "\n"
         terminal.print(f"{text:<78}", end=end, soft_wrap=True)
 

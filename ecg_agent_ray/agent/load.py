@@ -25,8 +25,10 @@ from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
 
 __all__ = [
     "BUILTIN_AGENT",
+    "ENGINES",
     "MANIFEST_NAME",
     "AgentManifest",
+    "agent_weights",
     "load_agent",
     "read_manifest",
     "write_manifest",
@@ -36,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "ecg_agent.json"
 BUILTIN_AGENT = Path(__file__).resolve().parent.parent / "_data" / "agent"
+
+ENGINES = ("transformers",)
+"""What can run local weights; the first is the default."""
 
 
 class AgentManifest(BaseModel):
@@ -77,6 +82,7 @@ def load_agent(
     *,
     lead_configuration: LeadConfiguration | None = None,
     level: str | None = None,
+    engine: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **options: Any,
@@ -91,6 +97,8 @@ def load_agent(
         Overrides the manifest's.
     level
         CEFR level of the answers.
+    engine
+        What runs local weights, one of :data:`ENGINES`; None takes the first.
     device, dtype
         For local weights; None chooses.
     **options
@@ -106,6 +114,8 @@ def load_agent(
         The adapter does not fit its base model.
     """
     text = str(source)
+    if engine not in (None, *ENGINES):
+        raise ConfigError(f"no engine {engine!r}", hint=f"use one of {', '.join(ENGINES)}")
     if text.startswith("models:/"):
         raise ConfigError(
             f"{text} has to be resolved to a folder first", hint="use registry.resolve"
@@ -114,14 +124,11 @@ def load_agent(
         from ecg_agent_ray.agent.openai_engine import OpenAIEngine
 
         base_url, _, model = text.removeprefix("openai:").partition("#")
-        engine: Engine = OpenAIEngine(base_url, model)
-        return Agent(engine, lead_configuration or "12-lead", level=level, name=text, **options)
-    if text.startswith("base:"):
-        manifest = AgentManifest(base_model=text.removeprefix("base:"))
-        folder = None
-    else:
-        folder = BUILTIN_AGENT if text == "builtin:" else Path(text).expanduser()
-        manifest = read_manifest(folder)
+        if engine is not None:
+            raise ConfigError(f"{text} is an endpoint and brings its own engine")
+        endpoint = OpenAIEngine(base_url, model)
+        return Agent(endpoint, lead_configuration or "12-lead", level=level, name=text, **options)
+    manifest, folder = _manifest(text)
     if manifest.prompt_version != PROMPT_VERSION:
         _log.warning(
             "%s was trained with prompt version %s; this package has %s",
@@ -139,17 +146,39 @@ def load_agent(
     )
 
 
+def _manifest(source: str) -> tuple[AgentManifest, Path | None]:
+    """What an agent with local weights needs, and its folder where it has one."""
+    if source.startswith("base:"):
+        return AgentManifest(base_model=source.removeprefix("base:")), None
+    folder = BUILTIN_AGENT if source == "builtin:" else Path(source).expanduser()
+    return read_manifest(folder), folder
+
+
+def agent_weights(source: str | Path = "builtin:") -> tuple[str, Path | None]:
+    """The base model's reference and the adapter's folder, None where the weights are merged.
+
+    Raises :class:`ConfigError` for an endpoint, whose weights are elsewhere, and as
+    :func:`load_agent` does.
+    """
+    text = str(source)
+    if text.startswith("openai:"):
+        raise ConfigError(f"{text} is an endpoint; its weights are not here")
+    return _weights(*_manifest(text))
+
+
+def _weights(manifest: AgentManifest, folder: Path | None) -> tuple[str, Path | None]:
+    if folder is not None and not (folder / "adapter_config.json").is_file():
+        return str(folder.resolve()), None  # merged: the folder is the model
+    return manifest.base_model, folder
+
+
 def _local_engine(
     manifest: AgentManifest, folder: Path | None, name: str, device: str | None, dtype: str | None
 ) -> Engine:
     from ecg_agent_ray.agent.transformers_engine import TransformersEngine
 
-    if folder is not None and not (folder / "adapter_config.json").is_file():
-        # merged weights: the folder is the model
-        return TransformersEngine(str(folder.resolve()), device=device, dtype=dtype, name=name)
-    return TransformersEngine(
-        manifest.base_model, adapter=folder, device=device, dtype=dtype, name=name
-    )
+    base_model, adapter = _weights(manifest, folder)
+    return TransformersEngine(base_model, adapter, device=device, dtype=dtype, name=name)
 
 
 def write_manifest(folder: str | Path, manifest: AgentManifest) -> Path:

@@ -115,7 +115,7 @@ class TransformersEngine:
         self.name = name or (f"{reference}+{Path(adapter).name}" if adapter else reference)
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer)
-        self._model = model.to(self.device).eval()
+        self.model = model.to(self.device).eval()
         text_config = model.config.get_text_config(decoder=True)
         self.context_tokens: int | None = getattr(text_config, "max_position_embeddings", None)
         self._prefixes = PrefixCache(model.config, entries=cache_entries, max_tokens=cache_tokens)
@@ -159,7 +159,7 @@ class TransformersEngine:
         """
         with self._forward_lock, torch.inference_mode():
             ids = torch.tensor([list(tokens)], device=self.device)
-            output = self._model(
+            output = self.model(
                 input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep
             )
             logits: torch.Tensor = output.logits[0].float().cpu()

@@ -207,7 +207,7 @@ def test_an_adapter_is_merged(
         expected = adapted(torch.tensor([ids])).logits[0, -1]
     from ecg_agent_ray.agent.prefix_cache import new_cache
 
-    got = merged.forward(new_cache(merged._model.config), ids)[0]
+    got = merged.forward(new_cache(merged.model.config), ids)[0]
     assert torch.allclose(got, expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError):
         TransformersEngine(make_tiny_model(), tmp_path, tokenizer=tiny_tokenizer)

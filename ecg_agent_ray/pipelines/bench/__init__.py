@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"bench_measurement": "measurement"}
+_HOMES = {"bench_agent": "agent", "bench_measurement": "measurement"}
 
 __all__ = list(_HOMES)
 
