@@ -84,13 +84,13 @@ def bench_agent(
     MissingDependencyError
         An engine asked for is not installed.
     """
-    positions = list(
-        _positions(_dialogues(dialogues, n_dialogues), load_agent(model, device="cpu"))
-    )
+    weights = agent_weights(model)
+    agents = _agents(model, engines)
+    held = _dialogues(dialogues, n_dialogues)
+    positions = list(_positions(held, next(iter(agents.values()))))
     if not positions:
         raise ConfigError("the dialogues have no assistant turn")
-    agents = _agents(model, engines)
-    loop, calibration = _faster_loop(model, positions)
+    loop, calibration = _faster_loop(*weights, positions)
     writers: dict[str, Callable[[_Position], TurnTime]] = {
         PAPER: lambda at: loop.write(at.messages)
     }
@@ -104,7 +104,7 @@ def bench_agent(
     results[PAPER] |= {"dtype": loop.dtype, "max_new_tokens": MAX_NEW_TOKENS}
     return {
         "model": model,
-        "n_dialogues": n_dialogues,
+        "n_dialogues": len(held),
         "n_turns": len(positions),
         "engines": results,
         "speedup": {name: ratio_of_medians(results[PAPER], results[name]) for name in agents},
@@ -161,9 +161,10 @@ def _agents(model: str, engines: Sequence[str] | None) -> dict[str, Agent]:
     return agents
 
 
-def _faster_loop(model: str, positions: Sequence[_Position]) -> tuple[PaperLoop, dict[str, float]]:
+def _faster_loop(
+    base_model: str, adapter: Path | None, positions: Sequence[_Position]
+) -> tuple[PaperLoop, dict[str, float]]:
     """The loop in the faster of fp32 and bf16 by the turns it takes first, and their seconds."""
-    base_model, adapter = agent_weights(model)
     loops = {dtype: PaperLoop(base_model, adapter, dtype) for dtype in _DTYPES}
     seconds = dict.fromkeys(loops, 0.0)
     for loop in loops.values():
