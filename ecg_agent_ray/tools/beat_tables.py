@@ -13,6 +13,7 @@ from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.ecg.delineation import (
     FIDUCIALS,
     WORKING_RATE_HZ,
+    Delineation,
     align_beats,
     delineate,
     typical_beat,
@@ -25,12 +26,16 @@ from ecg_agent_ray.tools.measurement import BeatTable
 
 __all__ = ["BeatFinder"]
 
+_Points = dict[str, npt.NDArray[np.float64]]
+
 # P waves stand highest in II, QRS and T in V5; between clean leads their scores say little more
 _PREFERENCE = {"II": 0.2, "I": 0.1, "V5": 0.1}
 # leads that see a beat from different sides, beside which one lead is measured
 _SUPPORT, _SUPPORTING_LEADS = ("II", "V2", "V5"), 2
 _LONGEST_GAP_S = 0.2
 _FEWEST_SEEN = 0.8
+# the network has learnt few long QT; those of slow hearts it sees better at a faster pace
+_SLOW_RR_S, _FASTEST_PACE, _PACE_DOUBTFUL_MS = 1.1, 1.5, 40.0
 # how far from the median of the leads a lead's boundary may lie to count, ms
 _AGREEMENT_MS = {"p_onset": 30.0, "p_offset": 30.0, "qrs_onset": 30.0, "qrs_offset": 90.0}
 _AGREEMENT_MS |= {"t_onset": 60.0, "t_offset": 60.0}
@@ -54,7 +59,7 @@ class BeatFinder:
         self.recording = recording if only is None else _with_support(recording, only)
         self._found: dict[tuple[str, ...], npt.NDArray[np.intp]] = {}
         self._aligned: dict[str, npt.NDArray[np.intp]] = {}
-        self._waves: dict[str, npt.NDArray[np.float32]] = {}
+        self._waves: dict[tuple[str, float], npt.NDArray[np.float32]] = {}
 
     @cached_property
     def _working(self) -> Recording:
@@ -108,7 +113,11 @@ class BeatFinder:
             return _empty()
         lead, anchors = self._without_spikes.lead(name), self._anchors(name)
         found = delineate(lead, self._probabilities(name), anchors, WORKING_RATE_HZ)
-        points, notes = _without_gaps(found.points, lead), []
+        if self._pace > 1:
+            points, notes = self._with_t_of_slow_hearts(name, found)
+        else:
+            points, notes = found.points, []
+        points = _without_gaps(points, lead)
         if not found.p_present:
             points |= _no_p_points(len(anchors))
             notes.append(_no_p())
@@ -146,14 +155,42 @@ class BeatFinder:
             self._aligned[name] = align_beats(lead, self._beats, WORKING_RATE_HZ)
         return self._aligned[name]
 
-    def _probabilities(self, *names: str) -> npt.NDArray[np.float32]:
-        """Of the last lead named; all that are named go through the network together."""
-        new = [name for name in names if name not in self._waves]
+    def _probabilities(self, *names: str, pace: float = 1.0) -> npt.NDArray[np.float32]:
+        """Of the last lead named; all that are named go through the network together, as if the
+        heart were ``pace`` times as fast."""
+        new = [name for name in names if (name, pace) not in self._waves]
         if new:
             signal = self._without_spikes.select(new).signal
-            rows = wave_probabilities(signal, WORKING_RATE_HZ)
-            self._waves.update(zip(new, rows, strict=True))
-        return self._waves[names[-1]]
+            rows = wave_probabilities(signal, WORKING_RATE_HZ * pace)
+            self._waves.update(zip([(name, pace) for name in new], rows, strict=True))
+        return self._waves[names[-1], pace]
+
+    @cached_property
+    def _pace(self) -> float:
+        """How many times faster T is sought than it came: as if RR were 1 s in slow hearts, but
+        not too fast for the shape of their T; 1 in all others."""
+        if self._beats.size < 2:
+            return 1.0
+        rr_s = float(np.median(np.diff(self._beats))) / WORKING_RATE_HZ
+        return min(rr_s, _FASTEST_PACE) if rr_s > _SLOW_RR_S else 1.0
+
+    def _with_t_of_slow_hearts(self, name: str, found: Delineation) -> tuple[_Points, list[str]]:
+        """``found``'s points with T as the network sees it at a faster pace, and a note where that
+        is not what it sees at the heart's own."""
+        lead, anchors = self._without_spikes.lead(name), self._anchors(name)
+        rows = self._probabilities(name, pace=self._pace)
+        faster = delineate(lead, rows, anchors, WORKING_RATE_HZ * self._pace).points
+        points = dict(found.points)
+        seen = np.isfinite(faster["t_offset"])
+        for point in ("t_onset", "t_peak", "t_offset"):
+            points[point] = np.where(seen, faster[point], points[point])
+        later = (faster["t_offset"] - found.points["t_offset"]) * 1000.0 / WORKING_RATE_HZ
+        later = later[np.isfinite(later)]
+        change = float(np.median(later)) if later.size else 0.0
+        if abs(change) <= _PACE_DOUBTFUL_MS:
+            return points, []
+        end = f"{abs(change):.0f} ms {'earlier' if change > 0 else 'later'}"
+        return points, [f"QT is doubtful: at the slow heart's own pace the network ends T {end}"]
 
     def leads_together(self) -> tuple[list[str], LeadQuality]:
         """The leads a global measurement takes, and how good they are."""
@@ -174,9 +211,15 @@ class BeatFinder:
         if self._beats.size == 0 or not names:
             return _empty()
         self._probabilities(*names)
+        if self._pace > 1:
+            self._probabilities(*names, pace=self._pace)
         tables = [self.one_lead(name) for name in names]
         together = _together(tables)
-        return replace(together, notes=[*together.notes, *_disputed(names, tables)])
+        notes = _disputed(names, tables)
+        by_pace = [note for table in tables for note in table.notes if note.startswith("QT")]
+        if not notes and 2 * len(by_pace) >= len(tables):
+            notes = ["QT is doubtful: in most leads the network ends T elsewhere at another pace"]
+        return replace(together, notes=[*together.notes, *notes])
 
 
 def _with_support(recording: Recording, name: str) -> Recording:

@@ -219,6 +219,24 @@ def test_slow_heart_of_three_beats_in_ten_seconds() -> None:
     assert measured.pr_ms == pytest.approx(reference.pr_ms, abs=20)
 
 
+@pytest.mark.parametrize("stretch", [1.5, 1.8])
+def test_a_long_qt_of_a_slow_heart_is_not_read_as_a_normal_one(stretch: float) -> None:
+    for record in (3, 424):
+        natural = ecg.sample(record)
+        slow = ecg.Recording(
+            signal=natural.signal,
+            sampling_rate=natural.sampling_rate / stretch,
+            leads=natural.leads,
+        )
+        for lead in ("II", "global"):
+            expected = measure(natural, lead).qt_ms
+            measured = measure(slow, lead)
+            assert expected is not None
+            assert measured.qt_ms is not None
+            doubted = any(note.startswith("QT is doubtful") for note in measured.notes)
+            assert measured.qt_ms == pytest.approx(expected * stretch, rel=0.1) or doubted
+
+
 def test_no_p_wave_gives_no_pr_but_a_note() -> None:
     """The P waves of a record are flattened: nothing may be measured in their place."""
     record = ecg.sample(139).select(["II"])
