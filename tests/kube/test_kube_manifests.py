@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import subprocess
@@ -220,18 +221,69 @@ def test_unknown_overlay(name: str) -> None:
         render(name)
 
 
+# scraped from a node of a local Ray 2.60 cluster with the service under load, and, for the GPUs and
+# the operator, as the sources of Ray 2.60 and KubeRay 1.7 name them
+OTHERS = {
+    "ray_serve_num_http_requests",
+    "ray_serve_http_request_latency_ms",
+    "ray_serve_deployment_queued_queries",
+    "ray_node_gpus_utilization",
+    "kuberay_job_deployment_status",
+}
+
+
 def test_alerts_and_dashboard_use_metrics_that_exist(
-    rendered: dict[str, list[dict[str, Any]]],
+    rendered: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
+    from mlflow import MlflowClient
+
+    from ecg_agent_ray.registry.exporter import RegistryCollector
     from ecg_agent_ray.serving.metrics import ServiceMetrics
 
-    service = ServiceMetrics()
-    known = {family.name for family in service._registry.collect()}
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    families = [*ServiceMetrics()._registry.collect(), *RegistryCollector(client).collect()]
+    known = {family.name for family in families} | OTHERS
     rules = find(rendered["production"], "PrometheusRule", "ecg-agent")
     dashboard = shipped("kube/components/observability/dashboard.json").read_text(encoding="utf-8")
-    used = set(re.findall(r"ecg_agent_\w+", str(rules["spec"]) + dashboard))
-    used = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in used}
+    expressions = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    expressions += [t["expr"] for p in json.loads(dashboard)["panels"] for t in p["targets"]]
+    used = {
+        re.sub(r"_(total|bucket|count|sum)$", "", name)
+        for expression in expressions
+        for name in re.findall(r"(?:ecg_agent|ray|kuberay)_\w+", expression)
+    }
     assert used <= known, used - known
+
+
+def test_the_exporter_tells_champion_and_refusals(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from ecg_agent_ray.registry.exporter import RegistryCollector
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_registered_model("ecg-agent")
+    client.create_registered_model("somebody-elses")
+    for result in ("passed", "failed: accuracy 0.7 is below 0.8"):
+        made = client.create_model_version("ecg-agent", str(tmp_path))
+        client.set_model_version_tag("ecg-agent", made.version, "gate_result", result)
+    client.set_registered_model_alias("ecg-agent", "champion", "1")
+    samples = [s for family in RegistryCollector(client).collect() for s in family.samples]
+    assert [(s.name, s.labels, s.value) for s in samples] == [
+        ("ecg_agent_registry_up", {}, 1),
+        ("ecg_agent_registry_alias_version", {"name": "ecg-agent", "alias": "champion"}, 1),
+        ("ecg_agent_registry_gate_refused", {"name": "ecg-agent"}, 1),
+    ]
+
+
+def test_the_exporter_says_when_the_registry_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from ecg_agent_ray.registry.exporter import RegistryCollector
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = MlflowClient(tracking_uri="http://127.0.0.1:9", registry_uri="http://127.0.0.1:9")
+    samples = [s for family in RegistryCollector(client).collect() for s in family.samples]
+    assert [(s.name, s.value) for s in samples] == [("ecg_agent_registry_up", 0)]
 
 
 def test_runbook_has_every_alert(rendered: dict[str, list[dict[str, Any]]]) -> None:
