@@ -3,13 +3,16 @@
     python benchmarks/capacity.py measure --output times.json     # a real local service, minutes
     python benchmarks/capacity.py estimate times.json --dialogues-per-day 10000000 --p95 20
 
-`measure` talks to a real Ray Serve run on this machine, one dialogue at a time, and then to the
-same service with several at once, which the simulator has to foretell: the difference is printed
-and kept. `estimate` takes that file, or one of your own with one inner list a dialogue:
+`measure` talks to a real Ray Serve run on this machine, one dialogue at a time, with two and four
+at once, and then as they arrive at random, which the simulator has to foretell: the difference is
+printed and kept. `estimate` takes that file, or one of your own with one inner list a dialogue:
 
-    {"source": "where from", "dialogues": [[{"agent_s": 1.9, "tools": {"measurement": 0.04}}]]}
+    {"source": "where from", "dialogues": [[{"agent_s": 1.9, "tools": {"measurement": 0.04}}]],
+     "replica_start_s": 40, "speed_together": {"1": 1, "2": 1.9, "8": 6}}
 
-For GPUs write such a file from your own timing; none is made up here.
+`speed_together` is how much faster an agent replica is with so many requests at once, all together
+(1 where left out): the gain of batching. For GPUs write such a file from your own timing; none is
+made up here.
 """
 
 from __future__ import annotations
@@ -25,7 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capacity_simulator import Dialogue, Result, Scaling, Size, Turn, simulate
+from capacity_simulator import (
+    Dialogue,
+    Result,
+    Scaling,
+    Size,
+    Turn,
+    simulate,
+    speeds,
+    visits,
+)
 
 DAY_S = 86_400
 STATIONS = ("agent", "measurement", "classification")
@@ -37,11 +49,19 @@ class CapacityError(Exception):
 
 @dataclass(frozen=True)
 class Times:
-    """Measured dialogues: turns of (agent seconds, {tool: seconds}); ``start_s`` of a replica."""
+    """Measured dialogues: turns of (agent seconds, {tool: seconds}).
+
+    ``start_s`` is of a replica; ``speed`` is the agent's with 1, 2, … requests (`Size.speed`).
+    """
 
     source: str
     dialogues: list[list[dict[str, Any]]]
     start_s: float | None
+    speed: tuple[float, ...] = (1.0,)
+
+    def size(self, name: str, replicas: int, slots: int, scaling: Scaling | None = None) -> Size:
+        speed = self.speed if name == "agent" else (1.0,)
+        return Size(replicas, slots=slots, scaling=scaling, speed=speed)
 
     @classmethod
     def read(cls, path: Path) -> Times:
@@ -52,29 +72,26 @@ class Times:
                 for one in values["dialogues"]
             ]
             source = str(values["source"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            given = {int(k): float(v) for k, v in values.get("speed_together", {"1": 1}).items()}
+            if given.get(1) != 1 or min(given.values()) <= 0:
+                raise ValueError("speed_together has to be 1 for one request and positive for all")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CapacityError(f"{path} holds no service times: {error}") from error
         if not dialogues or not all(dialogues):
             raise CapacityError(f"{path} holds no dialogue, or one without turns")
-        return cls(source, dialogues, values.get("replica_start_s"))
-
-    def visits(self, turn: dict[str, Any]) -> tuple[tuple[str, float], ...]:
-        """The agent's work in equal parts around the tool calls."""
-        tools = list(turn["tools"].items())
-        part = ("agent", turn["agent_s"] / (len(tools) + 1))
-        return (part, *(visit for tool in tools for visit in (tool, part)))
+        return cls(source, dialogues, values.get("replica_start_s"), speeds(given))
 
     def load(self) -> dict[str, float]:
         """Seconds of work a dialogue, by station."""
         load = dict.fromkeys(STATIONS, 0.0)
         for turn in (turn for one in self.dialogues for turn in one):
-            for station, seconds in self.visits(turn):
+            for station, seconds in visits(**turn):
                 load[station] = load.get(station, 0.0) + seconds
         return {name: seconds / len(self.dialogues) for name, seconds in load.items()}
 
     def fastest_p95(self) -> float:
         """p95 of turns that wait for nothing."""
-        alone = sorted(sum(s for _, s in self.visits(t)) for one in self.dialogues for t in one)
+        alone = sorted(sum(s for _, s in visits(**t)) for one in self.dialogues for t in one)
         return alone[min(len(alone) - 1, int(0.95 * len(alone)))]
 
 
@@ -94,7 +111,7 @@ def arrivals(times: Times, options: argparse.Namespace, rng: random.Random) -> l
         if rng.random() * highest > rate(now):
             continue
         turns = tuple(
-            Turn(times.visits(turn), rng.expovariate(1 / options.pause) if number else 0.0)
+            Turn(visits(**turn), rng.expovariate(1 / options.pause) if number else 0.0)
             for number, turn in enumerate(rng.choice(times.dialogues))
         )
         dialogues.append(Dialogue(now, turns))
@@ -114,6 +131,7 @@ def fixed_size(
         )
     peak = options.dialogues_per_day / DAY_S * options.peak_factor
     load = {name: seconds * peak for name, seconds in times.load().items() if seconds}
+    load["agent"] /= max(times.speed)
 
     def size(spare: float) -> dict[str, int]:
         return {n: max(1, math.ceil(a + spare * math.sqrt(a))) for n, a in load.items()}
@@ -121,7 +139,7 @@ def fixed_size(
     def run(replicas: dict[str, int]) -> Result:
         return simulate(
             dialogues,
-            {n: Size(r, slots=options.slots) for n, r in replicas.items()},
+            {n: times.size(n, r, options.slots) for n, r in replicas.items()},
             seed=options.seed,
         )
 
@@ -145,7 +163,10 @@ def fixed_size(
 
 
 def autoscaled(
-    replicas: dict[str, int], dialogues: Sequence[Dialogue], options: argparse.Namespace
+    times: Times,
+    replicas: dict[str, int],
+    dialogues: Sequence[Dialogue],
+    options: argparse.Namespace,
 ) -> Result:
     """The same traffic from ``min_share`` of the fixed size, with room to half as many again."""
     sizes = {}
@@ -157,7 +178,7 @@ def autoscaled(
             target_ongoing=options.target_ongoing,
             cold_start_s=options.replica_start + options.node_start,
         )
-        sizes[name] = Size(least, slots=options.slots, scaling=rule)
+        sizes[name] = times.size(name, least, options.slots, rule)
     return simulate(dialogues, sizes, seed=options.seed)
 
 
@@ -173,7 +194,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
         options.burst = min(options.burst, options.burst_every / 3)
     dialogues = arrivals(times, options, random.Random(options.seed))
     replicas, fixed = fixed_size(times, dialogues, options)
-    scaled = autoscaled(replicas, dialogues, options)
+    scaled = autoscaled(times, replicas, dialogues, options)
 
     def told(result: Result) -> dict[str, Any]:
         peak = options.window / 3
@@ -192,6 +213,7 @@ def estimate(options: argparse.Namespace) -> dict[str, Any]:
         | {
             "service_times": str(options.times),
             "source_of_service_times": times.source,
+            "speed_of_an_agent_replica_with_1_2_3_requests": [round(v, 2) for v in times.speed],
             "work_s_per_dialogue": {k: round(v, 3) for k, v in times.load().items()},
             "turns_per_dialogue": round(turns, 2),
         },

@@ -1,12 +1,14 @@
 """Discrete-event simulation of the service: dialogues, stations of replicas, Serve's autoscaler.
 
 A turn visits stations one after the other (agent, then the tools it calls). A replica shares its
-speed among the requests it holds, as an engine that lets one forward pass run at a time does; with
-one slot a station is a plain first-come queue. Requests go to the emptier of two random replicas
-with room, as Serve routes them, and wait in one queue when none has.
+speed among the requests it holds; how fast it is with so many of them is an input (`Size.speed`):
+1 whatever their number is an engine that does one thing at a time, more is work of one request in
+the gaps of another, or batching. With one slot a station is a plain first-come queue. Requests go
+to the emptier of two random replicas with room, as Serve routes them, and wait in one queue when
+none has.
 
-Not covered: HTTP and network time, batching (a replica with two requests is as fast as with one),
-the cache of one replica that another lacks, replicas that share a CPU, failures.
+Not covered: HTTP and network time, the cache of one replica that another lacks, replicas that share
+a CPU, failures.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Dialogue", "Result", "Scaling", "Size", "Turn", "erlang_c", "simulate"]
+__all__ = [
+    "Dialogue",
+    "Result",
+    "Scaling",
+    "Size",
+    "Turn",
+    "erlang_c",
+    "simulate",
+    "speeds",
+    "visits",
+]
 
 
 @dataclass(frozen=True)
@@ -50,11 +62,16 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Size:
-    """``replicas`` at the start, requests a replica takes at once, and how they change."""
+    """``replicas`` at the start, requests a replica takes at once, and how they change.
+
+    ``speed`` is of a replica that holds 1, 2, … requests, all together, relative to one that holds
+    one; the last holds for any more.
+    """
 
     replicas: int
     slots: int = 1
     scaling: Scaling | None = None
+    speed: tuple[float, ...] = (1.0,)
 
 
 @dataclass
@@ -72,6 +89,24 @@ class Result:
         return values[min(len(values) - 1, int(quantile * len(values)))] if values else math.nan
 
 
+def visits(agent_s: float, tools: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """A turn's stations one after the other: the agent's work in equal parts around its tools."""
+    part = ("agent", agent_s / (len(tools) + 1))
+    return (part, *(visit for tool in tools.items() for visit in (tool, part)))
+
+
+def speeds(measured: Mapping[int, float]) -> tuple[float, ...]:
+    """`Size.speed` from measured ones, {requests at once: speed}, with straight lines between."""
+    known = sorted(measured)
+    values = []
+    for held in range(1, known[-1] + 1):
+        low = max(k for k in known if k <= held)
+        high = min(k for k in known if k >= held)
+        share = 0.0 if high == low else (held - low) / (high - low)
+        values.append(measured[low] + share * (measured[high] - measured[low]))
+    return tuple(values)
+
+
 def erlang_c(servers: int, offered: float) -> float:
     """Probability that a request waits in M/M/c (Erlang 1917); ``offered`` is load in erlangs."""
     if offered >= servers:
@@ -83,24 +118,30 @@ def erlang_c(servers: int, offered: float) -> float:
 
 
 class _Replica:
-    """Shares one unit of speed among its jobs; ``served`` is what each job got since the start."""
+    """Shares its speed among its jobs; ``served`` is what each job got since the start."""
 
-    __slots__ = ("draining", "jobs", "last", "place", "served", "version")
+    __slots__ = ("draining", "jobs", "last", "place", "served", "speed", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, speed: tuple[float, ...]) -> None:
+        self.speed = speed
         self.jobs: list[tuple[float, int, _Job]] = []
         self.last = self.served = 0.0
         self.version = 0
         self.place = -1  # index among the replicas with room
         self.draining = False
 
+    def _share(self) -> float:
+        """Speed that each of its jobs gets."""
+        held = len(self.jobs)
+        return self.speed[min(held, len(self.speed)) - 1] / held
+
     def advance(self, now: float) -> None:
         if self.jobs:
-            self.served += (now - self.last) / len(self.jobs)
+            self.served += (now - self.last) * self._share()
         self.last = now
 
     def next_end(self) -> float:
-        return self.last + max(0.0, self.jobs[0][0] - self.served) * len(self.jobs)
+        return self.last + max(0.0, self.jobs[0][0] - self.served) / self._share()
 
 
 class _Job:
@@ -167,7 +208,7 @@ class _Run:
         heapq.heappush(self.events, (when, self.count, kind, what))
 
     def _add(self, station: _Station) -> None:
-        replica = _Replica()
+        replica = _Replica(station.size.speed)
         replica.last = self.now
         station.replicas.add(replica)
         station.open(replica)
