@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import shlex
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from ecg_agent_ray.errors import ConfigError, EcgAgentError
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.kube.entrypoints import entrypoint_problems
 from ecg_agent_ray.kube.policies import (
     PLACEHOLDER_DIGEST,
     RULES,
@@ -22,21 +21,8 @@ from ecg_agent_ray.kube.policies import (
 )
 from ecg_agent_ray.kube.render import origin_file
 from ecg_agent_ray.kube.schemas import cel_is_installed, schema_problems
-from ecg_agent_ray.shipped import shipped
 
-__all__ = ["JOB_CONFIGS", "Problem", "validate"]
-
-JOB_CONFIGS = {
-    "finetune_llm": "ecg_agent_ray.training.llm_config:LLMFinetuneConfig",
-    "finetune_classifier": "ecg_agent_ray.training.classifier_config:ClassifierFinetuneConfig",
-    "pretrain_classifier": "ecg_agent_ray.training.pretrain_config:PretrainConfig",
-    "train_delineator": "ecg_agent_ray.training.delineator_config:DelineatorTrainConfig",
-    "extract_tool_outputs": "ecg_agent_ray.pipelines.extract_config:ExtractConfig",
-    "evaluate_agent": "ecg_agent_ray.evaluation.config:EvaluationConfig",
-    "prepare_data": "ecg_agent_ray.pipelines.prepare_config:PrepareConfig",
-    "fairseq_hydra_train": "ecg_agent_ray.training.pretrain_fairseq:FairseqTrainConfig",
-}
-"""Configuration class of each script in ``jobs/`` that runs as a RayJob."""
+__all__ = ["Problem", "validate"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ def validate(objects: list[dict[str, Any]]) -> list[Problem]:
             # rules read objects by their shape, so they come after it is known
             errors += [(rule, text) for rule, run in RULES.items() for text in run(thing, profile)]
             errors += [("serve", text) for text in _serve_problems(thing)]
-            errors += [("entrypoint", text) for text in _entrypoint_problems(thing, objects)]
+            errors += [("entrypoint", text) for text in entrypoint_problems(thing, objects)]
         problems += [Problem("error", name, rule, text) for rule, text in errors]
         if any(PLACEHOLDER_DIGEST in str(c.get("image")) for _, _, c in containers(thing)):
             text = "placeholder digest; give the image with `kube render --image …@sha256:…`"
@@ -120,59 +106,6 @@ def _serve_problems(thing: dict[str, Any]) -> Iterator[str]:
             load_service_config(path)
         except ConfigError as error:
             yield f"spec.serveConfigV2: {str(error).replace(str(path), 'it')}"
-
-
-def _entrypoint_problems(thing: dict[str, Any], objects: list[dict[str, Any]]) -> Iterator[str]:
-    """``python …/jobs/NAME.py --config FILE key=value…``: the script, the file and its content."""
-    if thing["kind"] != "RayJob":
-        return
-    entrypoint = str(thing["spec"].get("entrypoint") or "")
-    words = shlex.split(entrypoint)
-    script = Path(words[1]).stem if words[:1] == ["python"] and len(words) > 1 else None
-    if script is None or Path(words[1]).parts[-2:] != ("jobs", f"{script}.py"):
-        yield f"spec.entrypoint: {entrypoint!r} is not `python …/jobs/NAME.py --config FILE …`"
-        return
-    known = sorted(path.stem for path in shipped("jobs").glob("*.py"))
-    if script not in known or script not in JOB_CONFIGS:
-        yield f"spec.entrypoint: no job {words[1]!r}; there are: {', '.join(known)}"
-        return
-    rest = words[2:]
-    config = rest[1] if rest[:1] == ["--config"] and len(rest) > 1 else None
-    text = _mounted(thing, config, objects) if config else ""
-    if config and text is None:
-        yield f"spec.entrypoint: no ConfigMap of these manifests is mounted as {config}"
-        return
-    overrides = rest[2:] if config else rest
-    yield from _config_problems(script, text or "", overrides)
-
-
-def _config_problems(script: str, text: str, overrides: Iterable[str]) -> Iterator[str]:
-    from ecg_agent_ray.training.config import load_config
-
-    module, _, name = JOB_CONFIGS[script].partition(":")
-    model = getattr(importlib.import_module(module), name)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        path.write_text(text, encoding="utf-8")
-        try:
-            load_config(model, path, overrides)
-        except EcgAgentError as error:
-            yield f"spec.entrypoint: {str(error).replace(str(path), 'of the job')}"
-
-
-def _mounted(thing: dict[str, Any], path: str, objects: list[dict[str, Any]]) -> str | None:
-    """Text of the ConfigMap file that the head sees at ``path``."""
-    head = thing["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    for mount in head["containers"][0].get("volumeMounts") or []:
-        if Path(path).parent != Path(mount["mountPath"]):
-            continue
-        for volume in head.get("volumes") or []:
-            if volume["name"] == mount["name"] and "configMap" in volume:
-                wanted = volume["configMap"]["name"]
-                for one in objects:
-                    if one["kind"] == "ConfigMap" and one["metadata"]["name"] == wanted:
-                        return (one.get("data") or {}).get(Path(path).name)
-    return None
 
 
 def _reference_problems(objects: list[dict[str, Any]]) -> list[Problem]:

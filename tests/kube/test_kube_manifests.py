@@ -17,12 +17,12 @@ import yaml
 from ecg_agent_ray.cli import run
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.kube import Parameters, load_objects, render, validate
+from ecg_agent_ray.kube.entrypoints import JOB_CONFIGS
 from ecg_agent_ray.kube.render import _command
-from ecg_agent_ray.kube.validate import JOB_CONFIGS
 from ecg_agent_ray.shipped import shipped
 
 OVERLAYS = ("kind", "staging", "production")
-COMPONENTS = ("gpu-agent", "incremental-upgrade", "fairseq-signals", "ingress")
+COMPONENTS = ("gpu-agent", "incremental-upgrade", "fairseq-signals", "ingress", "two-nodes")
 
 try:
     _command()
@@ -122,6 +122,8 @@ def change(path: str, value: Any) -> Any:
     return apply
 
 
+LLM = "python jobs/finetune_llm.py --config /opt/ecg-agent/jobs/configs"
+WORKER = "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0"
 HEAD = "spec.rayClusterConfig.headGroupSpec.template.spec.containers.0"
 SERVICE, JOB, SERVER = (
     ("RayService", "ecg-agent"),
@@ -141,7 +143,11 @@ FAULTS = [
     (SERVICE, "spec.serveConfigV2", "applications: [{name: a}]", "import_path"),
     (SERVICE, "spec.serveConfigV2", "applications: [", "is no YAML"),
     (JOB, "spec.entrypoint", "python jobs/finetune.py", "no job 'jobs/finetune.py'"),
-    (JOB, "spec.entrypoint", "python jobs/finetune_llm.py --config /x/y.yaml", "no ConfigMap"),
+    (JOB, "spec.entrypoint", "python jobs/finetune_llm.py --config /x/y.yaml", "as /x/y.yaml"),
+    (JOB, "spec.entrypoint", f"{LLM}/llm/llama-9b.yaml", "the image's jobs/ as /opt/ecg-agent/"),
+    (JOB, "spec.entrypoint", f"{LLM}/llm/llama-3.1-8b-8x.yaml epoch=8", "mean 'epochs'?"),
+    (JOB, "spec.entrypoint", f"{LLM}/llm/llama-3.1-8b-2x8.yaml", "no room for 16 workers"),
+    (JOB, f"{WORKER}.resources.limits.cpu", "16", "no room for 8 workers of 4 CPUs and 1 GPUs"),
     (SERVICE, f"{HEAD}.image", "ecg-agent-ray:latest", "moves; give a tag or a digest"),
     (SERVICE, f"{HEAD}.image", "ecg-agent-ray:1", "is not pinned by digest"),
     (SERVICE, f"{HEAD}.resources.limits", {"cpu": 1}, "resources.limits: no memory"),
@@ -179,10 +185,10 @@ def test_a_wrong_key_in_a_jobs_config_is_found(
     rendered: dict[str, list[dict[str, Any]]],
 ) -> None:
     objects = copy.deepcopy(rendered["kind"])
-    data = find(objects, "ConfigMap", "finetune-llm-8b")["data"]
+    data = find(objects, "ConfigMap", "train-classifier")["data"]
     data["config.yaml"] = data["config.yaml"].replace("epochs:", "epoch:")
     (found,) = errors(objects)
-    assert "RayJob/finetune-llm-8b" in found
+    assert "RayJob/train-classifier" in found
     assert "epoch: unknown key, did you mean 'epochs'?" in found
 
 

@@ -172,7 +172,9 @@ def test_one_that_was_lost_is_made_to_fit_the_others(cluster: Cluster, lost: str
 
 def test_external_storage(cluster: Cluster) -> None:
     uri = "postgresql://u:p%40ss@db.example.com:5432/mlflow"
-    done = cluster.run(BACKEND_URI=uri, S3_ACCESS_KEY="A", S3_SECRET_KEY="b/c+d", REDIS_PASSWORD="r")
+    done = cluster.run(
+        BACKEND_URI=uri, S3_ACCESS_KEY="A", S3_SECRET_KEY="b/c+d", REDIS_PASSWORD="r"
+    )
     assert done.returncode == 0, done.stderr
     assert cluster.value("mlflow-server", "backend-uri") == uri
     assert cluster.value("mlflow-server", "s3-secret-key") == "b/c+d"
