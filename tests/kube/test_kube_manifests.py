@@ -22,7 +22,14 @@ from ecg_agent_ray.kube.render import _command
 from ecg_agent_ray.shipped import shipped
 
 OVERLAYS = ("kind", "staging", "production")
-COMPONENTS = ("gpu-agent", "incremental-upgrade", "fairseq-signals", "ingress", "two-nodes")
+COMPONENTS = (
+    "gpu-agent",
+    "incremental-upgrade",
+    "fairseq-signals",
+    "ingress",
+    "two-nodes",
+    "loader",
+)
 
 try:
     _command()

@@ -134,7 +134,7 @@ def test_followed_to_its_end(cluster: Cluster, kind: list[dict[str, Any]]) -> No
     assert [text.split(": ")[1] for text in seen] == ["Initializing", "Running", "Complete"]
     sent = cluster.jobs[result["job"]]["spec"]
     assert sent["suspend"] is False
-    assert sent["entrypoint"].endswith("--config /etc/ecg-agent/job/config.yaml steps=2")
+    assert sent["entrypoint"].endswith("output=/work/llm-1b steps=2")
 
 
 def test_failure_says_why(cluster: Cluster, kind: list[dict[str, Any]]) -> None:
