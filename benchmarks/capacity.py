@@ -3,9 +3,10 @@
     python benchmarks/capacity.py measure --output times.json     # a real local service, minutes
     python benchmarks/capacity.py estimate times.json --dialogues-per-day 10000000 --p95 20
 
-`measure` talks to a real Ray Serve run on this machine, one dialogue at a time, with two and four
-at once, and then as they arrive at random, which the simulator has to foretell: the difference is
-printed and kept. `estimate` takes that file, or one of your own with one inner list a dialogue:
+`measure` talks to a real Ray Serve run on this machine, one dialogue at a time and then as they
+arrive at random, which the simulator has to foretell: the difference is printed and kept. Its times
+are CPU seconds of the agent's replica on one thread, so that other work on the machine counts for
+little. `estimate` takes that file, or one of your own with one inner list a dialogue:
 
     {"source": "where from", "dialogues": [[{"agent_s": 1.9, "tools": {"measurement": 0.04}}]],
      "replica_start_s": 40, "speed_together": {"1": 1, "2": 1.9, "8": 6}}

@@ -21,6 +21,7 @@ from capacity_simulator import (  # noqa: E402
     Turn,
     erlang_c,
     simulate,
+    speeds,
 )
 
 
@@ -55,6 +56,17 @@ def test_waiting_agrees_with_erlang_c(servers: int, load: float) -> None:
 def test_a_sharing_replica_agrees_with_processor_sharing() -> None:
     result = simulate(poisson(0.6, 120_000, 1.0), {"agent": Size(1, slots=10_000)})
     assert statistics.fmean(s for _, s in result.turns) == pytest.approx(1 / (1 - 0.6), rel=0.08)
+
+
+def test_speeds_between_measured_ones_lie_on_a_line() -> None:
+    assert speeds({1: 1.0, 2: 1.6, 4: 2.6}) == pytest.approx((1.0, 1.6, 2.1, 2.6))
+
+
+def test_two_at_once_on_a_replica_that_batches() -> None:
+    pair = [Dialogue(0.0, (Turn((("agent", 3.0),)),)) for _ in range(2)]
+    for speed, ended in (((1.0,), 6.0), ((1.0, 1.5), 4.0), ((1.0, 2.0), 3.0)):
+        result = simulate(pair, {"agent": Size(1, slots=8, speed=speed)})
+        assert [seconds for _, seconds in result.turns] == pytest.approx([ended, ended])
 
 
 def test_visits_follow_each_other_and_pauses_count_for_nothing() -> None:
@@ -101,6 +113,22 @@ def test_more_dialogues_need_more_replicas(
         needed.append(answer["fixed"]["replicas"]["agent"])
     # 100 000 a day at three times the mean are 3.47 dialogues/s of 3 s of work
     assert needed[0] < 10.4 < needed[1] < 40
+
+
+def test_batching_needs_fewer_replicas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = []
+    for speed in ({"1": 1}, {"1": 1, "4": 3}):
+        file = times(tmp_path / "times.json", speed_together=speed)
+        arguments = ["estimate", str(file), "--dialogues-per-day", "100000", "--p95", "6"]
+        assert main([*arguments, "--window", "120", "--json"]) == 0
+        needed.append(json.loads(capsys.readouterr().out)["fixed"]["replicas"]["agent"])
+    assert needed[1] < 0.6 * needed[0]
+
+
+def test_speeds_have_to_start_at_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = times(tmp_path / "times.json", speed_together={"2": 1.5})
+    assert main(["estimate", str(file), "--dialogues-per-day", "1000"]) == 2
+    assert "speed_together has to be 1 for one request" in capsys.readouterr().err
 
 
 def test_a_target_below_the_work_itself_is_refused(
