@@ -20,6 +20,7 @@ _HOMES = {
     "GroundingReport": "events",
     "LocalToolbox": "toolbox",
     "OpenAIEngine": "openai_engine",
+    "OpenVINOEngine": "openvino_engine",
     "StatusEvent": "events",
     "ToolCallEvent": "events",
     "ToolOutputEvent": "events",

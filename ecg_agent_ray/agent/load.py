@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 MANIFEST_NAME = "ecg_agent.json"
 BUILTIN_AGENT = Path(__file__).resolve().parent.parent / "_data" / "agent"
 
-ENGINES = ("transformers",)
-"""What can run local weights; the first is the default."""
+ENGINES = ("transformers", "openvino")
+"""What can run local weights; the first is the default, the second is for a device's CPU."""
 
 
 class AgentManifest(BaseModel):
@@ -112,6 +112,8 @@ def load_agent(
         The manifest is malformed, or the source is of a kind this function does not resolve.
     CheckpointError
         The adapter does not fit its base model.
+    MissingDependencyError
+        The engine is not installed.
     """
     text = str(source)
     if engine not in (None, *ENGINES):
@@ -137,7 +139,7 @@ def load_agent(
             PROMPT_VERSION,
         )
     return Agent(
-        _local_engine(manifest, folder, text, device, dtype),
+        _local_engine(manifest, folder, text, engine, device, dtype),
         lead_configuration or manifest.lead_configuration,
         level=level,
         classifier=manifest.classifier,
@@ -173,11 +175,22 @@ def _weights(manifest: AgentManifest, folder: Path | None) -> tuple[str, Path | 
 
 
 def _local_engine(
-    manifest: AgentManifest, folder: Path | None, name: str, device: str | None, dtype: str | None
+    manifest: AgentManifest,
+    folder: Path | None,
+    name: str,
+    engine: str | None,
+    device: str | None,
+    dtype: str | None,
 ) -> Engine:
+    base_model, adapter = _weights(manifest, folder)
+    if engine == "openvino":
+        from ecg_agent_ray.agent.openvino_engine import OpenVINOEngine
+
+        if device not in (None, "cpu"):
+            raise ConfigError(f"the engine openvino runs on the CPU, not on {device}")
+        return OpenVINOEngine(base_model, adapter, dtype=dtype, name=name)
     from ecg_agent_ray.agent.transformers_engine import TransformersEngine
 
-    base_model, adapter = _weights(manifest, folder)
     return TransformersEngine(base_model, adapter, device=device, dtype=dtype, name=name)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-__all__ = ["GrowingLayer", "PrefixCache", "new_cache"]
+__all__ = ["GrowingLayer", "KeyValues", "PrefixCache", "new_cache"]
 
 _GROWTH = 256
 """Positions by which a layer's buffers grow: a copy every 256 tokens instead of at each."""
@@ -24,6 +24,23 @@ _GROWTH = 256
 _OWN_TAIL = 384
 """A stored sequence whose tail past the shared prefix is longer belongs to another dialogue, and is
 copied from rather than cut short. An answer and a question fit below it."""
+
+
+class KeyValues(Protocol):
+    """Keys and values of one token sequence, of whatever engine."""
+
+    @property
+    def can_crop(self) -> bool:
+        """Whether the last tokens can be taken back."""
+        ...
+
+    def crop(self, max_length: int, /) -> None:
+        """A negative ``max_length`` takes back so many of the last tokens."""
+        ...
+
+    def branch(self, length: int) -> KeyValues | None:
+        """A copy of the first ``length`` tokens, which shares no memory; None if there is none."""
+        ...
 
 
 class GrowingLayer(DynamicLayer):
@@ -66,11 +83,34 @@ def _grown(buffer: torch.Tensor, used: int, needed: int) -> torch.Tensor:
     return grown
 
 
-def new_cache(config: Any) -> Cache:
+class _GrowingCache(Cache):
+    """Growing layers, all of one length."""
+
+    can_crop = True
+
+    def branch(self, length: int) -> KeyValues | None:
+        layers: list[Any] = [
+            layer.copy_of_first(length) for layer in self.layers if isinstance(layer, GrowingLayer)
+        ]
+        return _GrowingCache(layers=layers)
+
+
+class _OwnCache(DynamicCache):
+    """Layers of the model's own kinds, such as sliding windows."""
+
+    @property
+    def can_crop(self) -> bool:
+        return all(layer.is_croppable for layer in self.layers)
+
+    def branch(self, length: int) -> KeyValues | None:
+        return None
+
+
+def new_cache(config: Any) -> Any:
     """An empty cache: growing layers, or the model's own kinds where it needs others."""
-    cache = DynamicCache(config=config)
+    cache = _OwnCache(config=config)
     if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
-        return Cache(layers=[GrowingLayer() for _ in cache.layers])
+        return _GrowingCache(layers=[GrowingLayer() for _ in cache.layers])
     return cache
 
 
@@ -79,23 +119,25 @@ class PrefixCache:
 
     Parameters
     ----------
-    config
-        The model's configuration.
+    make
+        Gives an empty cache.
     entries
         How many sequences are kept.
     max_tokens
         Bound on the tokens of all kept sequences together.
     """
 
-    def __init__(self, config: Any, *, entries: int = 8, max_tokens: int = 32_768) -> None:
-        self._config = config
+    def __init__(
+        self, make: Callable[[], KeyValues], *, entries: int = 8, max_tokens: int = 32_768
+    ) -> None:
+        self._make = make
         self._entries = entries
         self._max_tokens = max_tokens
-        self._store: OrderedDict[int, tuple[list[int], Cache]] = OrderedDict()
+        self._store: OrderedDict[int, tuple[list[int], KeyValues]] = OrderedDict()
         self._names = count()
         self._lock = threading.Lock()
 
-    def take(self, tokens: Sequence[int]) -> tuple[Cache, int]:
+    def take(self, tokens: Sequence[int]) -> tuple[KeyValues, int]:
         """A cache for the caller alone and how many of ``tokens`` it already holds.
 
         At least the last token is left to encode, since its output is what generation starts from.
@@ -107,21 +149,20 @@ class PrefixCache:
                 if length > shared:
                     best, shared = name, length
             if best is None:
-                return new_cache(self._config), 0
+                return self._make(), 0
             stored, cache = self._store[best]
             surplus = len(stored) - shared
-            growing = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
-            if surplus > _OWN_TAIL and len(growing) == len(cache.layers):
+            if surplus > _OWN_TAIL and (branch := cache.branch(shared)) is not None:
                 self._store.move_to_end(best)
-                return Cache(layers=[layer.copy_of_first(shared) for layer in growing]), shared
-            if surplus and not all(layer.is_croppable for layer in cache.layers):
-                return new_cache(self._config), 0
+                return branch, shared
+            if surplus and not cache.can_crop:
+                return self._make(), 0
             del self._store[best]
             if surplus:
                 cache.crop(-surplus)
             return cache, shared
 
-    def put(self, tokens: Sequence[int], cache: Cache) -> None:
+    def put(self, tokens: Sequence[int], cache: KeyValues) -> None:
         """Keep ``cache``, which holds exactly ``tokens``."""
         if not tokens or self._entries < 1:
             return

@@ -205,9 +205,7 @@ def test_an_adapter_is_merged(
     ids = merged.format.encode_prompt(ask("hi"))
     with torch.no_grad():
         expected = adapted(torch.tensor([ids])).logits[0, -1]
-    from ecg_agent_ray.agent.prefix_cache import new_cache
-
-    got = merged.forward(new_cache(merged.model.config), ids)[0]
+    got = merged.forward(merged.new_cache(), ids)[0]
     assert torch.allclose(got, expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError):
         TransformersEngine(make_tiny_model(), tmp_path, tokenizer=tiny_tokenizer)
