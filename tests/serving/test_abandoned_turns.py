@@ -15,7 +15,7 @@ from ecg_agent_ray.agent import load_agent
 def test_the_collector_finds_no_running_generation(tiny_agent: Path, events: int) -> None:
     """A generation ended by the collector would take a lock that its own thread may hold."""
     agent = load_agent(tiny_agent)
-    drafts = agent.engine._drafts  # type: ignore[attr-defined]
+    drafts = agent.engine.drafts  # type: ignore[attr-defined]
     gc.disable()
     try:
         turn = agent.run([{"role": "user", "content": "Measure it."}])
