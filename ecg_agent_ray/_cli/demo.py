@@ -33,7 +33,7 @@ def demo(
     ] = False,
 ) -> None:
     """Measure, fine-tune, gate, promote, serve and talk: on real ECGs, on this machine."""
-    from ecg_agent_ray.training.llm import check_compiler
+    from ecg_agent_ray.training.deepspeed_setup import check_compiler
 
     check_compiler()
     from ecg_agent_ray.pipelines.demo import run_demo

@@ -228,17 +228,21 @@ class Classifier:
             yield probabilities[start:end].mean(0), item
             start = end
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``model.safetensors``, ``config.json`` and ``README.md``; returns the directory."""
+    def save(
+        self, directory: str | Path, *, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> Path:
+        """Write ``model.safetensors``, ``config.json`` and ``README.md``; returns the directory.
+
+        ``weights`` stands in for the network's own state dict where that is sharded over workers.
+        """
         from safetensors.torch import save_file
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        weights = {
-            key: value.detach().cpu().contiguous()
-            for key, value in self.network.state_dict().items()
-        }
-        save_file(weights, directory / "model.safetensors")
+        if weights is None:
+            weights = self.network.state_dict()
+        tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        save_file(tensors, directory / "model.safetensors")
         config = {
             "format_version": _FORMAT_VERSION,
             "architecture": self.network.architecture,

@@ -34,6 +34,7 @@ from ecg_agent_ray.training.classifier_report import (
     write_report,
 )
 from ecg_agent_ray.training.data_parallel import cpus_for, fit
+from ecg_agent_ray.training.strategies import check_strategy
 
 if TYPE_CHECKING:
     from ecg_agent_ray.plugins.tracking import TrackedRun
@@ -148,6 +149,7 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
     # beside the checkpoints, which every node can read
     storage = Path(config.storage or output / "checkpoints").resolve()
     classifier = _start_classifier(config, kept)
+    check_strategy(classifier.network, config)
     start = classifier.save(storage / f"start-{time.strftime('%Y%m%d-%H%M%S')}")
     configurations = LEAD_CONFIGURATIONS if config.leads == "12-lead" else (config.leads,)
     return _Plan(
@@ -197,8 +199,6 @@ def _start_classifier(
             f"no label has {config.min_positives} positives in {len(records)} records",
             hint="lower min_positives or give more data",
         )
-    if config.feature_grad_mult is not None and hasattr(base.network, "encoder"):
-        base.network.encoder.feature_grad_mult = config.feature_grad_mult
     base.assessed = assessed
     if config.leads != "12-lead":
         base.lead_configurations = (config.leads,)
@@ -327,6 +327,7 @@ def _fit(plan: _Plan, run: TrackedRun) -> tuple[Path, Progress]:
         run=run,
         keep=2,
         best_by="validation_loss" if choose_best else None,
+        deepspeed=config.strategy == "deepspeed",
     )
     last = result.checkpoint
     chosen = result.get_best_checkpoint("validation_loss", "min") if choose_best else last

@@ -16,6 +16,7 @@ __all__ = [
     "DataParallelConfig",
     "DataSource",
     "NetworkConfig",
+    "StrategyConfig",
     "ValidationConfig",
 ]
 
@@ -73,7 +74,7 @@ class ClassifierOptimizer(StrictConfig):
 
 
 class DataParallelConfig(StrictConfig):
-    """Ray Train workers, one process each, with torch DDP."""
+    """Ray Train workers, one process each."""
 
     num_workers: int = Field(default=2, ge=1)
     use_gpu: bool = False
@@ -83,7 +84,24 @@ class DataParallelConfig(StrictConfig):
     max_failures: int = Field(default=2, ge=0, description="Worker losses to resume from.")
 
 
-class ClassifierFinetuneConfig(StrictConfig):
+class StrategyConfig(StrictConfig):
+    """How a training job is spread; see ``ecg_agent_ray.training.strategies``."""
+
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        default="ddp",
+        description="fsdp shards weights, gradients and optimiser over workers; deepspeed what "
+        "zero_stage says.",
+    )
+    zero_stage: Literal[1, 2] = Field(
+        default=2, description="deepspeed: 1 shards the optimiser, 2 the gradients too."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: forward passes under autocast, weights stay fp32."
+    )
+    distributed: DataParallelConfig = Field(default_factory=DataParallelConfig)
+
+
+class ClassifierFinetuneConfig(StrategyConfig):
     """Binary cross-entropy over labels, cells that were not assessed left out."""
 
     name: str = Field(default="finetune-classifier", description="Run name in MLflow and on disk.")
@@ -131,15 +149,19 @@ class ClassifierFinetuneConfig(StrictConfig):
         "last epoch is always reported.",
     )
     batch_size: int = Field(default=8, ge=1, description="Global: of all workers together.")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Records a worker takes at once; gradients are accumulated up to batch_size. "
+        "null: all at once.",
+    )
     feature_grad_mult: float | None = Field(
         default=None,
         ge=0,
         description="ECG transformer: factor on the conv extractor's gradient; 0 freezes it "
         "(fairseq-signals' fine-tuning), null keeps the network's own.",
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 42
-    distributed: DataParallelConfig = Field(default_factory=DataParallelConfig)
     output: str = Field(default="outputs/classifier", description="Where the classifier goes.")
     storage: str | None = Field(
         default=None, description="Ray Train's checkpoint storage; null: OUTPUT/checkpoints."

@@ -1,12 +1,10 @@
 """The classifier's training loop: what every Ray Train worker runs.
 
 The loss of a step is the mean over the assessed cells of the *global* batch, and records are dealt
-to workers by their place in it, so that the loss curve does not depend on the number of workers.
+to workers by their place in it, so that the loss curve depends neither on the number of workers nor
+on the size of micro-batches (but for a network with batch norm, which sees a worker's micro-batch).
 All randomness is keyed by seed, epoch and record: a resumed run goes on exactly where the lost one
 was.
-
-Rank 0 writes the checkpoint (under DDP all ranks hold the same weights); every rank reports, since
-a report is a barrier.
 """
 
 from __future__ import annotations
@@ -29,12 +27,13 @@ from torch import Tensor
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.classifier.augmentation import Augmentation, augment, mask_leads
-from ecg_agent_ray.classifier.bundle import Classifier, load_classifier
+from ecg_agent_ray.classifier.bundle import load_classifier
 from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix
 from ecg_agent_ray.classifier.labels import configuration_labels
 from ecg_agent_ray.classifier.metrics import classifier_metrics
 from ecg_agent_ray.classifier.preprocessing import prepare
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
+from ecg_agent_ray.training.strategies import report, share
 
 __all__ = ["Progress", "Split", "train_loop"]
 
@@ -90,15 +89,15 @@ def train_loop(settings: dict[str, Any]) -> None:
             progress = Progress.read(Path(directory))
     for index in range(progress.split, len(splits)):
         torch.manual_seed(config.seed)
-        run = _Run(config, load_classifier(settings["start"]), signals, splits[index], worker)
-        if resumed is not None and index == progress.split:
-            with resumed.as_directory() as directory:
-                run.restore(Path(directory))
-        network = ray_torch.prepare_model(run.network) if worker.world > 1 else run.network
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if resumed is not None and index == progress.split:
+                folder = Path(stack.enter_context(resumed.as_directory()))
+            run = _Run(config, settings["start"], signals, splits[index], worker, folder)
         if worker.rank == 0:
             run.announce()
         for epoch in range(run.epoch, config.epochs):
-            metrics = run.train_epoch(network, epoch)
+            metrics = run.train_epoch(epoch)
             metrics["split"] = index
             metrics["global_step"] = progress.steps + (epoch + 1) * run.steps_per_epoch
             progress.history.append(metrics)
@@ -110,15 +109,13 @@ def train_loop(settings: dict[str, Any]) -> None:
                 logits = {leads: run.validate(leads) for leads in settings["configurations"]}
                 progress.logits[splits[index].name] = logits
                 metrics |= run.validation_metrics(logits)
-            if worker.rank == 0:
-                logger.info("%s", json.dumps({k: v for k, v in metrics.items() if v is not None}))
-                with tempfile.TemporaryDirectory() as folder:
-                    run.save(Path(folder), epoch + 1)
-                    progress.write(Path(folder), index)
-                    checkpoint = ray.train.Checkpoint.from_directory(folder)
-                    ray.train.report(metrics, checkpoint=checkpoint)
-            else:
-                ray.train.report(metrics)
+            with tempfile.TemporaryDirectory() as name:
+                run.save(Path(name), epoch + 1)
+                if worker.rank == 0:
+                    known = {key: value for key, value in metrics.items() if value is not None}
+                    logger.info("%s", json.dumps(known))
+                    progress.write(Path(name), index)
+                report(metrics, Path(name))
         progress.steps += config.epochs * run.steps_per_epoch
 
 
@@ -168,52 +165,75 @@ class Progress:
 
 
 class _Run:
-    """State of one split on one worker; the same on all ranks but for the records each takes."""
+    """State of one split on one worker; the same on all ranks but for the records each takes.
+
+    It begins with the classifier in the folder ``start``, or goes on from the checkpoint
+    ``resumed``.
+    """
 
     def __init__(
         self,
         config: ClassifierFinetuneConfig,
-        classifier: Classifier,
+        start: str,
         signals: _Signals,
         split: Split,
         worker: _Worker,
+        resumed: Path | None,
     ) -> None:
-        self.config, self.classifier, self.signals = config, classifier, signals
+        self.config, self.signals = config, signals
         self.split, self.worker = split, worker
         self.train, self.validation = split.train, split.validation
-        self.network = classifier.network.to(worker.device)
-        targets, mask = label_matrix(signals.records, classifier.labels, classifier.assessed)
+        self.classifier = load_classifier(resumed or start)
+        targets, mask = label_matrix(
+            signals.records, self.classifier.labels, self.classifier.assessed
+        )
         self.targets, self.mask = torch.from_numpy(targets), torch.from_numpy(mask)
         self.epoch = 0
         self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
-        if config.feature_grad_mult == 0.0 and hasattr(self.network, "encoder"):
-            # DDP would wait for gradients that never come
-            self.network.encoder.feature_extractor.requires_grad_(False)
+        # of every worker, so that all make the same number of passes
+        share_of_batch = -(-min(config.batch_size, len(self.train)) // worker.world)
+        self.micro = min(config.micro_batch_size or share_of_batch, share_of_batch)
+        self.micro_steps = -(-share_of_batch // self.micro)
+        network = self.classifier.network
+        if config.feature_grad_mult is not None and hasattr(network, "encoder"):
+            network.encoder.feature_grad_mult = config.feature_grad_mult
+            if config.feature_grad_mult == 0.0:
+                # DDP would wait for gradients that never come
+                network.encoder.feature_extractor.requires_grad_(False)
         options = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.network.parameters() if p.requires_grad],
-            lr=options.lr,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
+        self.shared = share(
+            network,
+            lambda parameters: torch.optim.AdamW(
+                parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
+            ),
+            config,
+            world=worker.world,
+            device=worker.device,
+            micro_steps=self.micro_steps,
+            max_grad_norm=options.max_grad_norm,
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_share)
+        if resumed is not None:
+            state = torch.load(resumed / _TRAINER_FILE, map_location="cpu", weights_only=True)
+            self.epoch = state["epoch"]
+            self.shared.restore(resumed)
         self.augmentation = Augmentation(**config.augmentation.model_dump())
 
-    def _lr_share(self, step: int) -> float:
+    def _lr(self, step: int) -> float:
         total = self.steps_per_epoch * self.config.epochs
         warmup = round(total * self.config.optimizer.warmup_share)
         if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+            return self.config.optimizer.lr * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, total - warmup)
+        return self.config.optimizer.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def announce(self) -> None:
         """Say what was decided and why."""
         config = self.config
         logger.info(
             "%s: training %s on %d records, validating on %d; device %s (%s), %s, %d workers x %d "
-            "threads, batch %d, leads %s, %d of %d labels taught",
+            "threads by %s, batch %d in micro-batches of %d, leads %s, %d of %d labels taught",
             self.split.name,
-            self.network.architecture,
+            self.classifier.network.architecture,
             len(self.train),
             len(self.validation),
             self.worker.device,
@@ -221,7 +241,9 @@ class _Run:
             config.precision,
             self.worker.world,
             config.distributed.threads_per_worker,
+            config.strategy if self.worker.world > 1 else "nothing, there is one",
             config.batch_size,
+            self.micro,
             config.leads,
             len(self.classifier.assessed),
             len(self.classifier.labels),
@@ -235,40 +257,41 @@ class _Run:
         for step in range(self.steps_per_epoch):
             yield order[step * size : (step + 1) * size]
 
-    def train_epoch(self, network: torch.nn.Module, epoch: int) -> dict[str, Any]:
+    def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass; returns the epoch's ``train_loss`` (mean over steps), ``lr``, speed."""
         started = time.perf_counter()
-        network.train()
+        self.shared.network.train()
         losses = []
-        for step, batch in enumerate(self._batches(epoch)):
-            mine = batch[self.worker.rank :: self.worker.world]
-            torch.manual_seed(
-                (self.config.seed * 31 + epoch * 10_007 + step) * 64 + self.worker.rank
-            )
-            # all workers know the whole batch's labels, so the count needs no communication
-            cells = float(self.mask[batch].sum().clamp(min=1))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(network, mine, epoch) / cells
-            # DDP averages gradients over workers; the loss is a sum over them
-            (loss * self.worker.world).backward()
-            torch.nn.utils.clip_grad_norm_(
-                network.parameters(), self.config.optimizer.max_grad_norm
-            )
-            self.optimizer.step()
-            self.schedule.step()
-            losses.append(self._sum_over_workers(float(loss.detach())))
+        for step, batch in enumerate(self._batches(epoch), start=epoch * self.steps_per_epoch):
+            losses.append(self._update(batch, epoch, step))
         return {
             "epoch": epoch + 1,
             "train_loss": float(np.mean(losses)),
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": self._lr((epoch + 1) * self.steps_per_epoch - 1),
             "records_per_s": len(losses) * self.config.batch_size / (time.perf_counter() - started),
         }
 
-    def _loss(self, network: torch.nn.Module, indices: list[int], epoch: int) -> Tensor:
+    def _update(self, batch: list[int], epoch: int, step: int) -> float:
+        """One update of the weights; the global batch's loss before it."""
+        mine = batch[self.worker.rank :: self.worker.world]
+        torch.manual_seed((self.config.seed * 31 + step) * 64 + self.worker.rank)
+        # all workers know the whole batch's labels, so the count needs no communication
+        cells = float(self.mask[batch].sum().clamp(min=1))
+        total = 0.0
+        for index in range(self.micro_steps):
+            part = mine[index * self.micro : (index + 1) * self.micro]
+            with self.shared.accumulating(last=index + 1 == self.micro_steps):
+                loss = self._loss(part, epoch) / cells
+                # gradients are averaged over workers; the loss is a sum over them
+                self.shared.backward(loss * self.worker.world)
+            total += float(loss.detach())
+        self.shared.step(self._lr(step))
+        return self._sum_over_workers(total)
+
+    def _loss(self, indices: list[int], epoch: int) -> Tensor:
         if not indices:
-            # a worker without records in the last small batch still takes part in DDP's exchange
-            silent = torch.zeros(1, 12, 5000, device=self.worker.device)
-            return network(silent).logits.sum() * 0.0
+            # a worker without records left still takes part in the exchange
+            return self._logits(torch.zeros(1, 12, 5000)).sum() * 0.0
         source = augment(
             self.signals.batch(indices),
             indices,
@@ -276,17 +299,15 @@ class _Run:
             epoch=epoch,
             options=self.augmentation,
         )
-        source = mask_leads(source, self.config.leads).to(self.worker.device)
-        with self._autocast():
-            logits = network(source).logits.float()
+        logits = self._logits(mask_leads(source, self.config.leads))
         targets, mask = self.targets[indices].to(logits), self.mask[indices].to(logits)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return (losses * mask).sum()
 
-    def _autocast(self) -> Any:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.worker.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+    def _logits(self, source: Tensor) -> Tensor:
+        with self.shared.autocast():
+            logits: Tensor = self.shared.network(source.to(self.worker.device)).logits
+        return logits.float()
 
     def _sum_over_workers(self, value: float) -> float:
         if self.worker.world == 1:
@@ -297,17 +318,20 @@ class _Run:
 
     def validate(self, leads: str) -> np.ndarray[Any, Any]:
         """Logits (validation records, labels) on every rank, records dealt to ranks in turn."""
-        self.network.eval()
+        self.shared.network.eval()
+        self.shared.share_buffers()
         mine = list(range(self.worker.rank, len(self.validation), self.worker.world))
         result = np.zeros((len(self.validation), len(self.classifier.labels)), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(mine), 32):
+        longest = -(-len(self.validation) // self.worker.world)
+        with torch.no_grad():
+            for start in range(0, longest, 32):
                 part = mine[start : start + 32]
-                source = mask_leads(
-                    self.signals.batch([self.validation[i] for i in part]), leads
-                ).to(self.worker.device)
-                with self._autocast():
-                    result[part] = self.network(source).logits.float().cpu().numpy()
+                # a worker without records left still takes part in gathering sharded weights
+                rows = part or [0]
+                source = self.signals.batch([self.validation[i] for i in rows])
+                logits = self._logits(mask_leads(source, leads))
+                if part:
+                    result[part] = logits.cpu().numpy()
         if self.worker.world > 1:
             tensor = torch.from_numpy(result).to(self.worker.device)
             torch.distributed.all_reduce(tensor)
@@ -332,22 +356,10 @@ class _Run:
         }
 
     def save(self, folder: Path, epoch: int) -> None:
-        """The classifier's directory, and what resuming needs (tensors and numbers, no pickles)."""
-        self.classifier.save(folder)
-        state = {
-            "epoch": epoch,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
-        }
-        torch.save(state, folder / _TRAINER_FILE)
-
-    def restore(self, folder: Path) -> None:
-        """Weights, optimiser and epoch of a checkpoint made by :meth:`save`."""
-        saved = load_classifier(folder)
-        self.network.load_state_dict(saved.network.state_dict())
-        state = torch.load(
-            folder / _TRAINER_FILE, map_location=self.worker.device, weights_only=True
-        )
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        self.epoch = state["epoch"]
+        """The classifier's directory, and what resuming needs (tensors and numbers); every worker
+        calls this, since all take part in gathering shards."""
+        weights = self.shared.weights()
+        self.shared.save(folder, self.worker.rank)
+        if self.worker.rank == 0:
+            self.classifier.save(folder, weights=weights)
+            torch.save({"epoch": epoch}, folder / _TRAINER_FILE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.errors import TrainingError
 from ecg_agent_ray.training.classifier_config import DataParallelConfig
+from ecg_agent_ray.training.deepspeed_setup import deepspeed_environment
 
 if TYPE_CHECKING:
     from ecg_agent_ray.plugins.tracking import TrackedRun
@@ -32,6 +33,7 @@ def fit(
     run: TrackedRun,
     keep: int,
     best_by: str | None = None,
+    deepspeed: bool = False,
 ) -> Any:
     """Run ``train_loop(settings)`` on every worker; Ray Train's result, which has a checkpoint.
 
@@ -42,6 +44,7 @@ def fit(
     run : MLflow run that takes what rank 0 reports
     keep : number of checkpoints that stay
     best_by : reported metric by which they stay, the lowest; None keeps the latest
+    deepspeed : workers use it
 
     Raises
     ------
@@ -56,6 +59,9 @@ def fit(
     order: dict[str, Any] = (
         {"checkpoint_score_attribute": best_by, "checkpoint_score_order": "min"} if best_by else {}
     )
+    environment = {"OMP_NUM_THREADS": str(workers.threads_per_worker)}
+    if deepspeed:
+        environment |= deepspeed_environment(gpu=workers.use_gpu)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=settings,
@@ -72,7 +78,7 @@ def fit(
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=keep, **order),
             failure_config=ray_train.FailureConfig(max_failures=workers.max_failures),
             callbacks=[run.callback()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(workers.threads_per_worker)}},
+            worker_runtime_env={"env_vars": environment},
         ),
     )
     try:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,15 +17,15 @@ from ecg_agent_ray import __version__
 from ecg_agent_ray.agent.base_model import resolve_base_model
 from ecg_agent_ray.agent.load import BUILTIN_AGENT, AgentManifest, write_manifest
 from ecg_agent_ray.dialogue import LeadConfiguration, read_dialogues
-from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
+from ecg_agent_ray.errors import ConfigError, TrainingError
 from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
-from ecg_agent_ray.settings import load_settings
+from ecg_agent_ray.training.deepspeed_setup import check_compiler, deepspeed_environment
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import common_lead_configuration
 from ecg_agent_ray.training.llm_kernels import check_packages
 
-__all__ = ["LLMResult", "check_compiler", "finetune_llm", "write_agent_folder"]
+__all__ = ["LLMResult", "finetune_llm", "write_agent_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +42,6 @@ class LLMResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def check_compiler() -> None:
-    """DeepSpeed compiles its CPU collectives at first use; say what is missing before that."""
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=_path()) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"DeepSpeed's ops need {' and '.join(missing)}, not found on PATH",
-            hint="install them, on Debian: apt-get install g++ ninja-build",
-        )
-
-
-def _path() -> str:
-    """PATH with this environment's own programs first: pip puts ninja there, activated or not."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
@@ -154,14 +137,9 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
 
     spread = config.distributed
     environment = {
-        "PATH": _path(),
+        **deepspeed_environment(gpu=gpu),
         "OMP_NUM_THREADS": str(spread.threads_per_worker),
-        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
-        # a build directory that lasts: compiling takes half a minute, loading half a second
-        "TORCH_EXTENSIONS_DIR": str(load_settings().cache_dir / "torch-extensions"),
     }
-    if not gpu:
-        environment["DS_ACCELERATOR"] = "cpu"
     # at run time these are Train V2's classes; to a type checker ray.train still shows V1's
     run_config: Any = ray.train.RunConfig
     trainer = TorchTrainer(

@@ -21,6 +21,7 @@ from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.training.deepspeed_setup import safe_deepspeed_globals
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import encode_all
 from ecg_agent_ray.training.llm_kernels import Kernels, choose_kernels
@@ -94,22 +95,6 @@ def sequence_loss(model: Any, pack: Pack, device: Any, action_weight: float = 1.
     losses = cross_entropy(logits[0].float(), labels[targets], reduction="none")
     actions = torch.tensor(pack.is_action, device=device)[targets]
     return (losses * (1 + (action_weight - 1) * actions)).sum()
-
-
-@contextlib.contextmanager
-def _deepspeed_globals() -> Iterator[None]:
-    """The three classes DeepSpeed's optimiser shards name, allowed for this load alone.
-
-    DeepSpeed asks torch for unrestricted unpickling; TORCH_FORCE_WEIGHTS_ONLY_LOAD, which the job
-    sets for its workers, overrules it, so a tampered checkpoint store cannot run code here.
-    """
-    import torch
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        yield
 
 
 class LLMWorker:
@@ -349,7 +334,7 @@ class LLMWorker:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
-        with checkpoint.as_directory() as folder, _deepspeed_globals():
+        with checkpoint.as_directory() as folder, safe_deepspeed_globals():
             _, state = self.engine.load_checkpoint(
                 str(Path(folder) / "deepspeed"), tag="last", load_module_strict=False
             )

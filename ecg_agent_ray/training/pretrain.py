@@ -28,6 +28,7 @@ from ecg_agent_ray.training.pretrain_loop import (
     fresh_model,
     train_loop,
 )
+from ecg_agent_ray.training.strategies import check_strategy
 
 if TYPE_CHECKING:
     from ecg_agent_ray.plugins.tracking import TrackedRun
@@ -82,7 +83,9 @@ def pretrain_classifier(config: PretrainConfig) -> PretrainResult:
         )
     output = Path(config.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    start = export_pretraining_checkpoint(fresh_model(config), output / "start.pt")
+    model = fresh_model(config)
+    check_strategy(model, config)
+    start = export_pretraining_checkpoint(model, output / "start.pt")
     params = {key: str(value) for key, value in config.model_dump().items()}
     with (
         local_ray(num_cpus=cpus_for(config.distributed)),
@@ -129,6 +132,7 @@ def _fit(
         run=run,
         keep=2,
         best_by="validation_loss" if settings["validation"] else None,
+        deepspeed=config.strategy == "deepspeed",
     )
     last = Path(result.checkpoint.path)
     shutil.copyfile(last / CHECKPOINT_FILE, output / CHECKPOINT_FILE)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ecg_agent_ray.classifier.model import ECGTransformerConfig
 from ecg_agent_ray.classifier.pretraining import PretrainingConfig
-from ecg_agent_ray.training.classifier_config import DataParallelConfig
+from ecg_agent_ray.training.classifier_config import StrategyConfig
 from ecg_agent_ray.training.config import StrictConfig
 
 __all__ = ["PretrainConfig", "PretrainOptimizer", "PretrainSource"]
@@ -45,7 +45,7 @@ class PretrainOptimizer(StrictConfig):
     max_grad_norm: float | None = Field(default=None, gt=0, description="null: no clipping.")
 
 
-class PretrainConfig(StrictConfig):
+class PretrainConfig(StrategyConfig):
     """W2V + CMSC + RLM over pairs of successive segments of a patient."""
 
     name: str = Field(default="pretrain-classifier", description="Run name in MLflow and on disk.")
@@ -75,12 +75,7 @@ class PretrainConfig(StrictConfig):
         description="Pairs a worker takes at once; gradients are accumulated up to batch_size. "
         "The patient contrast compares within these. null: all at once.",
     )
-    strategy: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="fsdp shards weights, gradients and optimiser over workers."
-    )
-    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 42
-    distributed: DataParallelConfig = Field(default_factory=DataParallelConfig)
     output: str = Field(default="outputs/pretraining", description="Where checkpoints go.")
     storage: str | None = Field(
         default=None, description="Ray Train's checkpoint storage; null: OUTPUT/checkpoints."

@@ -19,12 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from ecg_agent_ray.classifier.pretraining import (
     ECGPretrainingModel,
@@ -42,6 +36,7 @@ from ecg_agent_ray.classifier.pretraining_masking import (
 )
 from ecg_agent_ray.training.pretrain_config import PretrainConfig
 from ecg_agent_ray.training.pretrain_data import SegmentPairs
+from ecg_agent_ray.training.strategies import report, share
 
 __all__ = ["CHECKPOINT_FILE", "PROGRESS_FILE", "fresh_model", "train_loop"]
 
@@ -50,7 +45,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FILE = "checkpoint_last.pt"
 PROGRESS_FILE = "progress.json"
 _TRAINER_FILE = "trainer.pt"
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _PARTS = ("contrastive", "diversity", "features", "patient", "total")
 
 
@@ -78,15 +72,12 @@ def train_loop(settings: dict[str, Any]) -> None:
         history.append(metrics)
         if (epoch + 1) % config.report_every and epoch + 1 < config.epochs:
             continue
-        states = trainer.states()  # all ranks take part in gathering shards
-        if trainer.rank:
-            ray.train.report(metrics)
-            continue
-        logger.info("%s", json.dumps(metrics))
         with tempfile.TemporaryDirectory() as name:
-            trainer.save(Path(name), states, epoch + 1)
-            Path(name, PROGRESS_FILE).write_text(json.dumps(history), encoding="utf-8")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name))
+            trainer.save(Path(name), epoch + 1)
+            if trainer.rank == 0:
+                logger.info("%s", json.dumps(metrics))
+                Path(name, PROGRESS_FILE).write_text(json.dumps(history), encoding="utf-8")
+            report(metrics, Path(name))
 
 
 class _Trainer:
@@ -112,42 +103,31 @@ class _Trainer:
         objective = config.objective_config()
         self.model = load_pretraining_checkpoint(
             start, num_heads=config.num_heads, objective=objective
-        ).to(self.device)
+        )
         if self.model.feature_grad_mult == 0:
             # DDP would wait for gradients that never come
             self.model.feature_extractor.requires_grad_(False)
-        self.network = self._spread()
         options = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.network.parameters() if p.requires_grad],
-            lr=options.lr,
-            betas=options.betas,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
+        self.shared = share(
+            self.model,
+            lambda parameters: torch.optim.AdamW(
+                parameters,
+                lr=options.lr,
+                betas=options.betas,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
+            ),
+            config,
+            world=self.world,
+            device=self.device,
+            micro_steps=self.local // self.micro,
+            max_grad_norm=options.max_grad_norm,
         )
+        self.network = self.shared.network
         if resumed is not None:
             state = torch.load(resumed / _TRAINER_FILE, map_location="cpu", weights_only=True)
             self.epoch, self.updates = state["epoch"], state["updates"]
-            set_optimizer_state_dict(
-                self.network, self.optimizer, state["optimizer"], options=_FULL
-            )
-
-    def _spread(self) -> torch.nn.Module:
-        import ray.train.torch as ray_torch
-
-        if self.world == 1:
-            return self.model
-        if self.config.strategy == "ddp":
-            wrapped: torch.nn.Module = ray_torch.prepare_model(self.model)
-            return wrapped
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(self.device.type, (self.world,))
-        for layer in self.model.encoder.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self.model, mesh=mesh)
-        return self.model
+            self.shared.restore(resumed)
 
     def announce(self) -> None:
         """Say what was decided and why."""
@@ -192,7 +172,7 @@ class _Trainer:
             "epoch": epoch + 1,
             "global_step": self.updates,
             **_named("train", sums),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._lr(self.updates - 1),
             "temperature": self.model.objective.temperature(self.updates),
             "pairs_per_s": self.updates_per_epoch * self.config.batch_size / seconds,
         }
@@ -204,36 +184,20 @@ class _Trainer:
         masks = [self._mask(2 * len(part), generator) for part in parts]
         # the divisor is known before any loss, so that accumulated gradients add up exactly
         frames = float(self._sum_over_workers(torch.tensor(float(sum(m.sum() for m in masks)))))
-        self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(_PARTS) + 2, dtype=torch.float64)
         for index, (part, mask) in enumerate(zip(parts, masks, strict=True)):
-            with self._synchronised(index + 1 == len(parts)):
+            with self.shared.accumulating(last=index + 1 == len(parts)):
                 losses = self._losses(part, mask, generator)
-                # both strategies average gradients over workers; the loss is a sum over them
-                (losses.total * (self.world / frames)).backward()
+                # gradients are averaged over workers; the loss is a sum over them
+                self.shared.backward(losses.total * (self.world / frames))
             sums += _numbers(losses)
-        options = self.config.optimizer
-        if options.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.max_grad_norm)
-        share = min(1.0, (self.updates + 1) / (options.warmup_updates + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * share
-        self.optimizer.step()
+        self.shared.step(self._lr(self.updates))
         self.updates += 1
         return sums
 
-    @contextlib.contextmanager
-    def _synchronised(self, wanted: bool) -> Iterator[None]:
-        """Exchange gradients between workers only at an update's last micro-batch."""
-        network: Any = self.network
-        if self.world == 1:
-            yield
-        elif self.config.strategy == "fsdp":
-            network.set_requires_gradient_sync(wanted)
-            yield
-        else:
-            with contextlib.nullcontext() if wanted else network.no_sync():
-                yield
+    def _lr(self, update: int) -> float:
+        options = self.config.optimizer
+        return options.lr * min(1.0, (update + 1) / (options.warmup_updates + 1))
 
     def _mask(self, rows: int, generator: torch.Generator) -> Tensor:
         objective = self.model.objective
@@ -255,7 +219,7 @@ class _Trainer:
         negatives = sample_negatives(
             len(mask), int(mask[0].sum()), objective.num_negatives, generator
         )
-        with self._autocast():
+        with self.shared.autocast():
             output = self.network(
                 source.to(self.device),
                 mask.to(self.device),
@@ -266,11 +230,6 @@ class _Trainer:
         return pretraining_losses(
             output, objective, patients.to(self.device), segments.to(self.device)
         )
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
     def _sum_over_workers(self, values: Tensor) -> Tensor:
         if self.world == 1:
@@ -298,21 +257,16 @@ class _Trainer:
                     sums += _numbers(losses)
         return _named("validation", self._sum_over_workers(sums))
 
-    def states(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Whole weights and optimiser state, on rank 0 only where they were sharded."""
-        return (
-            get_model_state_dict(self.network, options=_FULL),
-            get_optimizer_state_dict(self.network, self.optimizer, options=_FULL),
-        )
-
-    def save(self, folder: Path, states: tuple[dict[str, Any], dict[str, Any]], epoch: int) -> None:
-        """A fairseq-signals checkpoint, and what resuming needs (tensors and numbers)."""
-        weights, optimizer = states
-        export_pretraining_checkpoint(
-            self.model, folder / CHECKPOINT_FILE, weights=weights, num_updates=self.updates
-        )
-        state = {"epoch": epoch, "updates": self.updates, "optimizer": optimizer}
-        torch.save(state, folder / _TRAINER_FILE)
+    def save(self, folder: Path, epoch: int) -> None:
+        """A fairseq-signals checkpoint, and what resuming needs (tensors and numbers); every worker
+        calls this, since all take part in gathering shards."""
+        weights = self.shared.weights()
+        self.shared.save(folder, self.rank)
+        if self.rank == 0:
+            export_pretraining_checkpoint(
+                self.model, folder / CHECKPOINT_FILE, weights=weights, num_updates=self.updates
+            )
+            torch.save({"epoch": epoch, "updates": self.updates}, folder / _TRAINER_FILE)
 
 
 def _numbers(losses: PretrainingLosses) -> Tensor:

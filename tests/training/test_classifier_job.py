@@ -11,7 +11,7 @@ import pytest
 
 from ecg_agent_ray import ecg, tools
 from ecg_agent_ray.classifier import load_classifier
-from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.errors import ConfigError, MissingDependencyError
 from ecg_agent_ray.training.classifier import ClassifierTrainResult, finetune_classifier
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 from ecg_agent_ray.training.config import load_config
@@ -36,7 +36,7 @@ def configured(folder: Path, *overrides: str) -> ClassifierFinetuneConfig:
 def test_two_workers_continue_the_shipped_classifier(ray_cluster: Any, tmp_path: Path) -> None:
     import mlflow
 
-    result = finetune_classifier(configured(tmp_path, "epochs=2"))
+    result = finetune_classifier(configured(tmp_path, "epochs=2", "micro_batch_size=1"))
     assert set(result.to_dict()) == {"run_id", "path", "metrics", "seconds"}
 
     trained = load_classifier(result.path)
@@ -70,26 +70,76 @@ def test_what_cannot_be_trained_on_is_said_before_any_worker_starts(tmp_path: Pa
         )
 
 
+def test_what_a_strategy_cannot_do_is_said_before_any_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"fsdp cannot shard rhythm\.sharpness"):
+        finetune_classifier(configured(tmp_path, "strategy=fsdp"))
+    monkeypatch.setattr("ecg_agent_ray.training.deepspeed_setup._path", lambda: str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=r"g\+\+ and ninja"):
+        finetune_classifier(configured(tmp_path, "strategy=deepspeed"))
+
+
 def losses(result: ClassifierTrainResult) -> list[float]:
     return [epoch["train_loss"] for epoch in result.history]
 
 
-@pytest.mark.slow
-def test_one_worker_two_workers_and_a_killed_one_give_the_same_loss(
-    ray_cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ecg_agent_ray.training import classifier_loop
+def same_weights(first: ClassifierTrainResult, second: ClassifierTrainResult) -> bool:
+    one = load_classifier(first.path).network.state_dict()
+    other = load_classifier(second.path).network.state_dict()
+    return all(bool((other[key] - value).abs().max() < 1e-5) for key, value in one.items())
 
-    options = ("epochs=4", "init=null", "min_positives=2", "network.sizes={width: 8, dropout: 0}")
-    one = finetune_classifier(configured(tmp_path / "1", *options, "distributed.num_workers=1"))
-    two = finetune_classifier(configured(tmp_path / "2", *options))
-    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+
+SMALL_NETWORK = ("epochs=4", "init=null", "min_positives=2", "network.sizes={width: 8, dropout: 0}")
+SMALL_TRANSFORMER = (
+    "epochs=4",
+    "init=null",
+    "min_positives=2",
+    "network.architecture=ecg_transformer",
+    "network.sizes={layers: 2, width: 32, ffn: 64, heads: 2, activation_dropout: 0, "
+    "conv_layers: [[16, 2, 2], [16, 2, 2], [16, 2, 2], [16, 2, 2]]}",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory
+) -> ClassifierTrainResult:
+    """Two replicas of the small transformer."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        patch.setenv("ECG_AGENT_HOME", str(folder / "state"))
+        return finetune_classifier(configured(folder, *SMALL_TRANSFORMER))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("micro_batch_size=1",),
+        ("strategy=fsdp", "micro_batch_size=1"),
+        ("strategy=deepspeed", "zero_stage=1"),
+        ("strategy=deepspeed", "zero_stage=2", "micro_batch_size=1"),
+    ],
+    ids=" ".join,
+)
+def test_every_strategy_has_the_loss_of_replicas(
+    ray_cluster: Any, tmp_path: Path, undisturbed: ClassifierTrainResult, options: tuple[str, ...]
+) -> None:
+    result = finetune_classifier(configured(tmp_path, *SMALL_TRANSFORMER, *options))
+    assert losses(result) == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert same_weights(result, undisturbed)
+
+
+@pytest.fixture
+def dies_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rank 1 is killed as it begins to report its third epoch; the file is there once it was."""
+    from ecg_agent_ray.training import classifier_loop
 
     crashed = tmp_path / "crashed"
     whole_loop = classifier_loop.train_loop
 
-    def dies_once(settings: dict[str, Any]) -> None:
-        """Rank 1 is killed as it begins to report its third epoch."""
+    def loop(settings: dict[str, Any]) -> None:
         import ray.train
 
         report, rank = ray.train.report, ray.train.get_context().get_world_rank()
@@ -103,10 +153,30 @@ def test_one_worker_two_workers_and_a_killed_one_give_the_same_loss(
         ray.train.report = counted
         whole_loop(settings)
 
-    monkeypatch.setattr(classifier_loop, "train_loop", dies_once)
-    resumed = finetune_classifier(configured(tmp_path / "3", *options))
-    assert crashed.exists()
-    assert losses(resumed)[-1] == pytest.approx(losses(two)[-1], rel=1e-5)
-    first = load_classifier(two.path).network.state_dict()
-    for key, value in load_classifier(resumed.path).network.state_dict().items():
-        assert (value - first[key]).abs().max() < 1e-5, key
+    monkeypatch.setattr("ecg_agent_ray.training.classifier.train_loop", loop)
+    return crashed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
+def test_a_killed_worker_does_not_change_the_loss_curve(
+    ray_cluster: Any,
+    tmp_path: Path,
+    undisturbed: ClassifierTrainResult,
+    dies_once: Path,
+    strategy: str,
+) -> None:
+    resumed = finetune_classifier(configured(tmp_path, *SMALL_TRANSFORMER, f"strategy={strategy}"))
+    assert dies_once.exists()
+    tolerance = 1e-5 if strategy == "ddp" else 1e-4
+    assert losses(resumed) == pytest.approx(losses(undisturbed), rel=tolerance)
+    assert same_weights(resumed, undisturbed)
+
+
+@pytest.mark.slow
+def test_one_worker_has_the_loss_of_two(ray_cluster: Any, tmp_path: Path) -> None:
+    one = finetune_classifier(
+        configured(tmp_path / "1", *SMALL_NETWORK, "distributed.num_workers=1")
+    )
+    two = finetune_classifier(configured(tmp_path / "2", *SMALL_NETWORK))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)

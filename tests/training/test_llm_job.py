@@ -15,7 +15,8 @@ from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
 from ecg_agent_ray.shipped import shipped
 from ecg_agent_ray.training.config import load_config
-from ecg_agent_ray.training.llm import LLMResult, check_compiler, finetune_llm
+from ecg_agent_ray.training.deepspeed_setup import check_compiler
+from ecg_agent_ray.training.llm import LLMResult, finetune_llm
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
 
@@ -105,7 +106,7 @@ def test_missing_inputs_are_named_before_anything_starts(tmp_path: Path) -> None
 def test_a_missing_compiler_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecg_agent_ray.training.llm._path", lambda: str(tmp_path))
+    monkeypatch.setattr("ecg_agent_ray.training.deepspeed_setup._path", lambda: str(tmp_path))
     with pytest.raises(MissingDependencyError, match=r"g\+\+ and ninja"):
         check_compiler()
 
