@@ -13,7 +13,7 @@ from ecg_agent_ray._cli.evaluate_tables import (
     show_explanation,
     show_measurement,
 )
-from ecg_agent_ray._cli.output import emit, stderr_progress
+from ecg_agent_ray._cli.output import console, emit, stderr_progress
 from ecg_agent_ray._cli.recordings import load_classifier_uri
 from ecg_agent_ray.errors import ConfigError
 
@@ -170,7 +170,7 @@ def classifier(
         str, typer.Option(help="models:/NAME@ALIAS, a checkpoint or classifier folder, or builtin:")
     ],
     data: Labelled,
-    output: Annotated[Path, typer.Option(help="Folder for metrics.json.")],
+    output: Annotated[Path, typer.Option(help="Folder for metrics.json and plots.")],
     leads: Annotated[
         list[str] | None,
         typer.Option(help="12-lead, I or II; repeatable. Left out: all the model was made for."),
@@ -185,15 +185,23 @@ def classifier(
     resamples: Annotated[
         int, typer.Option(min=0, help="Bootstrap resamples of patients; 0: no intervals.")
     ] = 200,
+    calibrated: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for a copy of the classifier with Platt scaling and per-label thresholds "
+            "fitted to these recordings, which should not be those it was trained on."
+        ),
+    ] = None,
     track: Annotated[
-        bool, typer.Option("--track/--no-track", help="Log the metrics to MLflow.")
+        bool, typer.Option("--track/--no-track", help="Log the metrics and plots to MLflow.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Metrics as JSON on stdout.")] = False,
 ) -> None:
-    """Score a classifier's probabilities on labelled recordings: AUROC, AUPRC, calibration.
+    """Score a classifier on labelled recordings: AUROC, AUPRC, calibration, thresholds.
 
-    Statements that the data set has no word for, or that the classifier was not taught, take no
-    part. Give --records for the part of a data set that the model was not trained on.
+    On PhysioNet/CinC Challenge recordings the Challenge's 2021 score is added. Statements that the
+    data set has no word for, or that the classifier was not taught, take no part. Give --records
+    for the part of a data set that the model was not trained on.
     """
     from ecg_agent_ray.evaluation import evaluate_classifier
 
@@ -207,6 +215,7 @@ def classifier(
             leads=leads,
             records=None if records is None else read_ids(records),
             resamples=resamples,
+            calibrated=calibrated,
             track=track,
             progress=progress,
         )
@@ -214,6 +223,8 @@ def classifier(
         emit(metrics)
     else:
         show_classifier(metrics, output)
+        if calibrated is not None:
+            console.print(f"wrote the calibrated classifier to {calibrated}")
 
 
 def explanation(

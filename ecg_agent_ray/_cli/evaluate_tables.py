@@ -94,8 +94,9 @@ def show_classifier(metrics: dict[str, Any], output: Path) -> None:
     table = Table(
         title=f"{metrics['model']} on {metrics['n_records']} {metrics['data_kind']} records"
     )
-    for name in ("leads", "macro AUROC", "micro AUROC", "macro AUPRC", "ECE"):
-        table.add_column(name, justify="left" if name == "leads" else "right", no_wrap=True)
+    table.add_column("leads", no_wrap=True)
+    for name in ("macro AUROC", "micro AUROC", "macro AUPRC", "ECE"):
+        table.add_column(name, justify="right")
     for leads, values in every.items():
         intervals = values.get("intervals", {})
         table.add_row(
@@ -107,19 +108,31 @@ def show_classifier(metrics: dict[str, Any], output: Path) -> None:
         )
     console.print(table)
     labels = Table(title=f"by label, {metrics['lead_configuration']}")
-    for name in ("label", "positives", "AUROC", "AUPRC"):
-        labels.add_column(name, justify="left" if name == "label" else "right")
+    labels.add_column("label", no_wrap=True)
+    for name in ("positives", "AUROC", "AUPRC", "threshold", "sens.", "PPV", "F1"):
+        labels.add_column(name, justify="right")
     for code, values in metrics["per_label"].items():
         interval = metrics.get("intervals", {}).get(f"auroc/{code}")
+        chosen = metrics["thresholds"].get(code, {})
         labels.add_row(
             code,
             f"{values['positives']} of {values['n']}",
             _with_interval(values["auroc"], interval),
             _with_interval(values["auprc"], None),
+            _text(chosen.get("threshold"), "{:.2f}"),
+            *(_text(chosen.get(name), "{:.2f}") for name in ("sensitivity", "ppv", "f1")),
         )
     console.print(labels)
+    for leads, values in every.items():
+        if challenge := values.get("challenge"):
+            console.print(
+                f"PhysioNet/CinC Challenge 2021 score, {leads}: "
+                f"{_with_interval(challenge['score'], challenge['interval'])} on "
+                f"{challenge['n_records']} records, {challenge['classes_assessed']} of 26 classes "
+                f"assessed, thresholds: {challenge['thresholds']}"
+            )
     _show_failed(metrics["failed"])
-    console.print(f"wrote {output / 'metrics.json'}")
+    console.print(f"wrote {output / 'metrics.json'} and plots of reliability and AUROC")
 
 
 def _with_interval(value: float | None, interval: list[float] | None) -> str:

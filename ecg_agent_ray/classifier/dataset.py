@@ -7,7 +7,8 @@ likelihood),
               file names relative to the CSV; a folder means the ``records.csv`` in it
 ``ptbxl``     a PTB-XL tree with ``ptbxl_database.csv``
 ``ludb``      a LUDB tree with ``ludb.csv``
-``physionet`` a folder of PhysioNet/CinC Challenge headers with ``# Dx`` SNOMED CT codes
+``physionet`` a folder of PhysioNet/CinC Challenge headers with ``# Dx`` SNOMED CT codes; both the
+              Challenge's 26 scored classes and the statements of the same meaning are labels
 
 Only PTB-XL's cardiologists chose from all 71 statements. For the others a code that was not given
 says nothing about statements the data set has no word for: those cells are *not assessed* and take
@@ -26,6 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray.classifier.challenge import CLASSES, challenge_classes
 from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.errors import ConfigError
 
@@ -88,7 +90,7 @@ _SNOMED = {
     "270492004": "1AVB",
     "10370003": "PACE",
 }
-_SNOMED_ASSESSED = frozenset(_SNOMED.values())
+_SNOMED_ASSESSED = frozenset(_SNOMED.values()) | frozenset(CLASSES)
 
 
 def read_source(kind: SourceKind, path: str | Path) -> list[LabelledRecord]:
@@ -205,7 +207,8 @@ def _read_physionet(path: Path) -> list[LabelledRecord]:
                 record_id=header.stem,
                 patient_id=f"physionet-{header.stem}",
                 path=header,
-                positives=frozenset(_SNOMED[code] for code in codes & set(_SNOMED)),
+                positives=frozenset(_SNOMED[code] for code in codes & set(_SNOMED))
+                | challenge_classes(codes),
                 assessed=_SNOMED_ASSESSED,
             )
         )

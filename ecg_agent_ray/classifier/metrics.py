@@ -7,13 +7,19 @@ assessed takes no part. AUROC is the Mann-Whitney statistic, AUPRC the average p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bootstrap_intervals", "classifier_metrics", "expected_calibration_error"]
+__all__ = [
+    "at_thresholds",
+    "bootstrap_intervals",
+    "classifier_metrics",
+    "expected_calibration_error",
+    "reliability",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -71,13 +77,59 @@ def expected_calibration_error(truth: Array, score: Array, bins: int = 10) -> fl
     (Guo et al. 2017, arXiv:1706.04599); None without cells."""
     if not len(truth):
         return None
+    counts, stated, observed = _binned(truth, score, bins)
+    return float(np.abs(stated - observed).sum() / counts.sum())
+
+
+def _binned(truth: Array, score: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Of each equal-width bin: cells, sum of their probabilities, positives."""
     index = np.minimum((score * bins).astype(int), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    gaps = np.abs(
-        np.bincount(index, weights=score, minlength=bins)
-        - np.bincount(index, weights=truth, minlength=bins)
-    )
-    return float(gaps.sum() / counts.sum())
+    sums = [np.bincount(index, weights=w, minlength=bins) for w in (None, score, truth)]
+    return sums[0].astype(float), sums[1], sums[2]
+
+
+def reliability(
+    targets: Array, probabilities: Array, mask: Array, bins: int = 10
+) -> list[dict[str, float]]:
+    """What was stated and what was so: per bin that holds cells ``count, stated`` (mean
+    probability), ``observed`` (share of positives), and its ``low`` and ``high`` edge."""
+    cells = mask > 0
+    counts, stated, observed = _binned(targets[cells], probabilities[cells], bins)
+    return [
+        {
+            "low": index / bins,
+            "high": (index + 1) / bins,
+            "count": int(counts[index]),
+            "stated": float(stated[index] / counts[index]),
+            "observed": float(observed[index] / counts[index]),
+        }
+        for index in np.flatnonzero(counts)
+    ]
+
+
+def at_thresholds(
+    targets: Array,
+    probabilities: Array,
+    mask: Array,
+    labels: Sequence[str],
+    thresholds: Mapping[str, float],
+) -> dict[str, dict[str, float | None]]:
+    """``threshold, sensitivity, ppv, f1`` of each assessed label that has a threshold; a label is
+    positive strictly above it. None where nothing is to be divided by."""
+    result: dict[str, dict[str, float | None]] = {}
+    for column, code in enumerate(labels):
+        rows = mask[:, column] > 0
+        if code not in thresholds or not rows.any():
+            continue
+        truth, chosen = targets[rows, column] > 0, probabilities[rows, column] > thresholds[code]
+        hits, true, called = int((truth & chosen).sum()), int(truth.sum()), int(chosen.sum())
+        result[code] = {
+            "threshold": thresholds[code],
+            "sensitivity": hits / true if true else None,
+            "ppv": hits / called if called else None,
+            "f1": 2 * hits / (true + called) if true + called else None,
+        }
+    return result
 
 
 def bootstrap_intervals(
@@ -91,7 +143,8 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, list[float]]:
-    """Percentile intervals of ``macro_auroc``, ``micro_auroc`` and ``auroc/CODE``.
+    """Percentile intervals of ``macro_`` and ``micro_auroc`` and ``_auprc``, ``ece``,
+    ``auroc/CODE`` and ``auprc/CODE``.
 
     Whole groups (patients) are drawn with replacement, since a patient's records are alike. A value
     that no resample gives has no interval.
@@ -103,19 +156,8 @@ def bootstrap_intervals(
     for _ in range(repeats):
         drawn = rng.choice(len(names), len(names))
         rows = np.concatenate([rows_of[names[i]] for i in drawn])
-        per_label = []
-        for column, code in enumerate(labels):
-            chosen = rows[mask[rows, column] > 0]
-            auroc = _auroc(targets[chosen, column], probabilities[chosen, column])
-            if auroc is not None:
-                per_label.append(auroc)
-                values.setdefault(f"auroc/{code}", []).append(auroc)
-        if per_label:
-            values.setdefault("macro_auroc", []).append(float(np.mean(per_label)))
-        cells = mask[rows] > 0
-        micro = _auroc(targets[rows][cells], probabilities[rows][cells])
-        if micro is not None:
-            values.setdefault("micro_auroc", []).append(micro)
+        for name, value in _areas(targets[rows], probabilities[rows], mask[rows] > 0, labels):
+            values.setdefault(name, []).append(value)
     tail = 50 * (1 - level)
     return {
         name: [float(v) for v in np.percentile(found, [tail, 100 - tail])]
@@ -123,15 +165,45 @@ def bootstrap_intervals(
     }
 
 
-def _auroc(truth: Array, score: Array) -> float | None:
-    """By ranks, ties shared; quicker than scikit-learn's where it is called ten thousand times."""
-    from scipy.stats import rankdata
+def _areas(
+    targets: Array, scores: Array, cells: npt.NDArray[np.bool_], labels: Sequence[str]
+) -> Iterator[tuple[str, float]]:
+    """Everything :func:`bootstrap_intervals` gives an interval for, of one resample."""
+    by_label = []
+    for column, code in enumerate(labels):
+        chosen = cells[:, column]
+        found = _auroc_auprc(targets[chosen, column], scores[chosen, column])
+        if found is not None:
+            by_label.append(found)
+            yield f"auroc/{code}", found[0]
+            yield f"auprc/{code}", found[1]
+    if by_label:
+        macro = np.mean(by_label, axis=0)
+        yield "macro_auroc", float(macro[0])
+        yield "macro_auprc", float(macro[1])
+    micro = _auroc_auprc(targets[cells], scores[cells])
+    if micro is not None:
+        yield "micro_auroc", micro[0]
+        yield "micro_auprc", micro[1]
+    error = expected_calibration_error(targets[cells], scores[cells])
+    if error is not None:
+        yield "ece", error
 
-    positives = int(truth.sum())
+
+def _auroc_auprc(truth: Array, score: Array) -> tuple[float, float] | None:
+    """Both from one sort, ties shared as scikit-learn does, for where it is called ten thousand
+    times; None with one class only."""
+    positives = float(truth.sum())
     negatives = len(truth) - positives
     if not positives or not negatives:
         return None
-    ranks = rankdata(score)
-    return float(
-        (ranks[truth > 0].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    )
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    hits = np.cumsum(truth[order], dtype=np.float64)[last]
+    called = last + 1.0
+    false_alarms = called - hits
+    new_hits, new_false = np.diff(hits, prepend=0), np.diff(false_alarms, prepend=0)
+    # a false alarm is outranked by the positives before it, and by half of those tied with it
+    auroc = float((new_false * (hits - new_hits / 2)).sum() / (positives * negatives))
+    return auroc, float((new_hits * hits / called).sum() / positives)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import numpy.typing as npt
 
 from ecg_agent_ray import __version__
 from ecg_agent_ray.classifier import Classifier, classifier_metrics
+from ecg_agent_ray.classifier.calibration import calibrate
+from ecg_agent_ray.classifier.challenge import CLASSES, challenge_score, classes_of_labels
 from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix
-from ecg_agent_ray.classifier.metrics import bootstrap_intervals
+from ecg_agent_ray.classifier.metrics import at_thresholds, bootstrap_intervals, reliability
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError, LeadError, RecordingError
 from ecg_agent_ray.evaluation.classifier_data import labelled_records, readable
+from ecg_agent_ray.evaluation.classifier_plots import plot_classifier
 
 __all__ = ["evaluate_classifier"]
 
@@ -36,6 +40,7 @@ def evaluate_classifier(
     leads: Sequence[str] | None = None,
     records: Sequence[str] | None = None,
     resamples: int = 200,
+    calibrated: str | Path | None = None,
     track: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -48,13 +53,16 @@ def evaluate_classifier(
         :mod:`ecg_agent_ray.classifier.dataset`. What the data set has no word for, or the
         classifier was not taught, takes no part.
     output
-        Folder that takes ``metrics.json``.
+        Folder that takes ``metrics.json`` and ``plots``.
     leads
         Lead configurations; None takes all that the classifier was made for.
     records
         Only these record ids or file stems, such as a held-out fold.
     resamples
         Of patients, for the 95 % intervals; 0 leaves them out.
+    calibrated
+        Folder for a copy of the classifier with Platt scaling and thresholds fitted to these
+        records. The metrics are of the classifier as it was.
     track
         Log options and metrics to MLflow.
     progress
@@ -63,9 +71,10 @@ def evaluate_classifier(
     Returns
     -------
     dict
-        As :func:`~ecg_agent_ray.classifier.metrics.classifier_metrics` with ``intervals``, of the
-        first lead configuration at the top, the others under ``configurations``; beside them
-        ``model, lead_configuration, data_kind, failed``.
+        As :func:`~ecg_agent_ray.classifier.metrics.classifier_metrics` with ``intervals``,
+        ``reliability``, ``thresholds`` (what each label's threshold gives) and, on data with the
+        Challenge's classes, ``challenge``; of the first lead configuration at the top, the others
+        under ``configurations``; beside them ``model, lead_configuration, data_kind, failed``.
 
     Raises
     ------
@@ -111,12 +120,18 @@ def evaluate_classifier(
         }
         text = json.dumps(metrics, indent=2, allow_nan=False)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        plot_classifier(metrics, folder / "plots")
+        if calibrated is not None:
+            _write_calibrated(classifier, used, probabilities, Path(calibrated), Path(data))
         if run is not None:
             for name, values in scored.items():
                 numbers = {key: values[key] for key in _HEADLINE if values[key] is not None}
+                if (score := values.get("challenge", {}).get("score")) is not None:
+                    numbers["challenge_score"] = score
                 run.log_metrics({name: numbers})
             # which recordings failed stays here
             run.log_dict({**metrics, "failed": len(failed)}, "metrics.json")
+            run.log_artifacts(folder / "plots", "plots")
     return metrics
 
 
@@ -185,12 +200,78 @@ def _score(
     labels = classifier.labels
     targets, mask = label_matrix(records, labels, classifier.assessed_for(leads))
     metrics = classifier_metrics(targets, probabilities, mask, labels)
+    metrics["reliability"] = reliability(targets, probabilities, mask)
+    thresholds = classifier.thresholds.get(leads) or dict.fromkeys(labels, 0.5)
+    metrics["thresholds"] = at_thresholds(targets, probabilities, mask, labels, thresholds)
+    if challenge := _challenge(classifier, records, probabilities, leads, resamples):
+        metrics["challenge"] = challenge
     if resamples:
         patients = [record.patient_id for record in records]
         metrics["intervals"] = bootstrap_intervals(
             targets, probabilities, mask, labels, patients, repeats=resamples
         )
     return metrics
+
+
+def _challenge(
+    classifier: Classifier,
+    records: Sequence[LabelledRecord],
+    probabilities: Probabilities,
+    leads: str,
+    resamples: int,
+) -> dict[str, Any] | None:
+    """The Challenge's score on the records that were labelled with its classes.
+
+    A class without a label that the classifier assesses counts as never predicted.
+    """
+    rows = [row for row, record in enumerate(records) if set(CLASSES) <= record.assessed]
+    class_of = classes_of_labels(classifier.assessed_for(leads))
+    if not rows or not class_of:
+        return None
+    truth, _ = label_matrix([records[row] for row in rows], CLASSES)
+    thresholds = classifier.thresholds.get(leads, {})
+    predicted = np.zeros_like(truth)
+    for code, name in class_of.items():
+        called = probabilities[rows, classifier.labels.index(code)] > thresholds.get(code, 0.5)
+        column = CLASSES.index(name)
+        predicted[:, column] = np.maximum(predicted[:, column], called)
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(rows), size=len(rows)) for _ in range(resamples)]
+    scores = [challenge_score(truth[part], predicted[part]) for part in drawn]
+    known = [score for score in scores if score is not None]
+    return {
+        "score": challenge_score(truth, predicted),
+        "interval": [float(v) for v in np.percentile(known, [2.5, 97.5])] if known else None,
+        "thresholds": "model" if thresholds else 0.5,
+        "classes_assessed": len(set(class_of.values())),
+        "n_records": len(rows),
+    }
+
+
+def _write_calibrated(
+    classifier: Classifier,
+    records: Sequence[LabelledRecord],
+    probabilities: dict[str, Probabilities],
+    folder: Path,
+    data: Path,
+) -> None:
+    from scipy.special import logit
+
+    logits = {}
+    for leads, values in probabilities.items():
+        plain = logit(np.clip(values, 1e-7, 1 - 1e-7))
+        if classifier.calibration is not None:
+            slope, offset = classifier.calibration.arrays(leads, classifier.labels)
+            plain = (plain - offset) / slope
+        logits[leads] = plain
+    copy = replace(
+        classifier,
+        thresholds={},
+        lead_configurations=tuple(logits),
+        metadata={**classifier.metadata, "calibrated_on": f"{len(records)} records, {data.name}"},
+    )
+    calibrate(copy, records, logits, name=f"platt-{data.name}")
+    copy.save(folder)
 
 
 def _tracked(options: dict[str, Any], records: Sequence[LabelledRecord]) -> Any:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from ecg_agent_ray.classifier.challenge import CLASSES, challenge_classes
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.pipelines.prepare import (
     SPLITS,
@@ -24,44 +25,12 @@ from ecg_agent_ray.pipelines.prepare import (
     write_segments,
 )
 
-__all__ = ["CLASSES", "SOURCES", "prepare_physionet2021"]
+__all__ = ["SOURCES", "prepare_physionet2021"]
 
 SOURCES = ("cpsc_2018", "cpsc_2018_extra", "georgia", "ptb-xl", "chapman_shaoxing", "ningbo")
 FINETUNING_SOURCES = ("cpsc_2018", "georgia")
 SEGMENT = 2500
 _LAST_CHAPMAN = 10646  # JS numbers above are Ningbo's
-
-CLASSES = (
-    "164889003",
-    "164890007",
-    "6374002",
-    "426627000",
-    "733534002|164909002",
-    "713427006|59118001",
-    "270492004",
-    "713426002",
-    "39732003",
-    "445118002",
-    "164947007",
-    "251146004",
-    "111975006",
-    "698252002",
-    "426783006",
-    "284470004|63593006",
-    "10370003",
-    "365413008",
-    "427172004|17338001",
-    "164917005",
-    "47665007",
-    "427393009",
-    "426177001",
-    "427084000",
-    "164934002",
-    "59931005",
-)
-"""Scored SNOMED CT codes in the order of the Challenge's ``weights.csv``; codes joined by ``|``
-are scored as one (Reyna et al. 2021, doi:10.22489/CinC.2021.070)."""
-_CLASS_OF = {code: name for name in CLASSES for code in name.split("|")}
 
 
 def prepare_physionet2021(
@@ -173,7 +142,7 @@ def _labels(header: Path) -> tuple[str, ...]:
         key, _, value = line.lstrip("# ").partition(":")
         if key.strip() == "Dx":
             codes = {code.strip() for code in value.split(",")}
-            return tuple(sorted({_CLASS_OF[code] for code in codes & set(_CLASS_OF)}))
+            return tuple(sorted(challenge_classes(codes)))
     return ()
 
 

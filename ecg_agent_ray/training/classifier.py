@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.classifier.bundle import Classifier, build_network, load_classifier
+from ecg_agent_ray.classifier.calibration import calibrate, choose_thresholds
 from ecg_agent_ray.classifier.dataset import LabelledRecord, read_source
-from ecg_agent_ray.classifier.labels import LABELS, LEAD_CONFIGURATIONS
 from ecg_agent_ray.errors import ConfigError, TrainingError
+from ecg_agent_ray.evaluation.classifier_plots import plot_classifier
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig, DataSource
 from ecg_agent_ray.training.classifier_loop import Progress, Split, train_loop
 from ecg_agent_ray.training.classifier_report import (
-    calibrate,
     drop_unlearned,
     evaluate_logits,
     write_report,
@@ -120,6 +120,9 @@ def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResu
         metrics, history = _train(plan, run)
         run.log_metrics({name: metrics[name] for name in HEADLINE if metrics.get(name) is not None})
         run.log_artifacts(output / "classifier", "classifier")
+        if metrics.get("per_label"):
+            plot_classifier(metrics, output / "plots")
+            run.log_artifacts(output / "plots", "plots")
         run_id = run.run_id
     return ClassifierTrainResult(
         output / "classifier", run_id, metrics, history, time.perf_counter() - started
@@ -145,17 +148,18 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
         logger.info("%d records of excluded patients left out", len(records) - len(kept))
     if not kept:
         raise ConfigError("no record is left to train on", hint="see exclude_patients_of")
+    classifier = _start_classifier(config, kept)
+    check_strategy(classifier.network, config)
+    known = set(classifier.labels)
+    kept = [record for record in kept if record.assessed & known]
     splits = _folds(config, kept) if config.cross_validation_folds else [_single(config, kept)]
     # beside the checkpoints, which every node can read
     storage = Path(config.storage or output / "checkpoints").resolve()
-    classifier = _start_classifier(config, kept)
-    check_strategy(classifier.network, config)
     start = classifier.save(storage / f"start-{time.strftime('%Y%m%d-%H%M%S')}")
-    configurations = LEAD_CONFIGURATIONS if config.leads == "12-lead" else (config.leads,)
     return _Plan(
         config=config,
         records=kept,
-        configurations=configurations,
+        configurations=classifier.lead_configurations,
         output=output,
         storage=storage,
         start=start,
@@ -186,9 +190,9 @@ def _start_classifier(
     torch.manual_seed(config.seed)
     counts = Counter(code for record in records for code in record.positives & record.assessed)
     if config.init is None:
-        sizes = {"num_labels": len(LABELS), **config.network.sizes}
+        sizes = {**config.network.sizes, "num_labels": len(config.label_codes)}
         network = build_network(config.network.architecture, sizes)
-        base = Classifier(network=network, assessed=())
+        base = Classifier(network=network, labels=config.label_codes, assessed=())
         _set_head_to_prevalence(network, base.labels, records)
     else:
         base = _load_base(config)
@@ -202,6 +206,9 @@ def _start_classifier(
     base.assessed = assessed
     if config.leads != "12-lead":
         base.lead_configurations = (config.leads,)
+    base.lead_configurations = tuple(
+        leads for leads in base.lead_configurations if base.assessed_for(leads)
+    )
     base.metadata = {
         "base": config.init or "scratch",
         "records": len(records),
@@ -214,12 +221,15 @@ def _load_base(config: ClassifierFinetuneConfig) -> Classifier:
     from ecg_agent_ray.classifier.checkpoint import load_checkpoint
 
     assert config.init is not None
+    codes = config.label_codes
     if Path(config.init).is_file():
         network = load_checkpoint(config.init, num_heads=config.num_heads)
         if network.config.num_labels == 0:
-            network.reset_head(len(LABELS))
+            network.reset_head(len(codes))
             # nothing has been taught yet
-            return Classifier(network=network, assessed=())
+            return Classifier(network=network, labels=codes, assessed=())
+        if network.config.num_labels == len(codes):
+            return load_classifier(config.init, labels=codes, num_heads=config.num_heads)
     return load_classifier(config.init, num_heads=config.num_heads)
 
 
@@ -292,15 +302,26 @@ def _train(plan: _Plan, run: TrackedRun) -> tuple[dict[str, Any], list[dict[str,
             logits[leads].append(values.astype(np.float64))
     joined = {leads: np.concatenate(parts) for leads, parts in logits.items()}
     classifier = load_classifier(folder)
+    folds = None
     if config.calibrate:
-        calibrate(classifier, judged, joined, name=f"platt-cv{config.cross_validation_folds}")
-    folds = fold_of if config.cross_validation_folds else None
+        count = config.cross_validation_folds
+        name = f"platt-cv{count}" if count else "platt-validation"
+        calibrate(classifier, judged, joined, name=name)
+        folds = fold_of if count else _patient_groups(judged)
+    elif config.choose_thresholds:
+        choose_thresholds(classifier, judged, joined)
     metrics = evaluate_logits(classifier, judged, joined, fold_of=folds)
     if config.drop_unlearned:
         drop_unlearned(classifier, metrics)
     history = progress.history
     write_report(classifier, plan.output / "classifier", config, metrics, history)
     return metrics, history
+
+
+def _patient_groups(records: Sequence[LabelledRecord], count: int = 5) -> list[int]:
+    """Groups of about as many patients, so that a calibration is judged by those it did not see."""
+    number = {patient: i for i, patient in enumerate(_shuffled_patients(records, seed=0))}
+    return [number[record.patient_id] % count for record in records]
 
 
 def _fit(plan: _Plan, run: TrackedRun) -> tuple[Path, Progress]:

@@ -6,7 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ecg_agent_ray.classifier.challenge import CLASSES
 from ecg_agent_ray.classifier.dataset import SourceKind
+from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.training.config import StrictConfig
 
 __all__ = [
@@ -113,6 +115,11 @@ class ClassifierFinetuneConfig(StrategyConfig):
     )
     num_heads: int | None = Field(default=None, ge=1, description="Of a fairseq checkpoint.")
     network: NetworkConfig = Field(default_factory=NetworkConfig)
+    labels: Literal["ptbxl", "challenge2021"] = Field(
+        default="ptbxl",
+        description="Of a fresh head, or of a checkpoint with as many outputs: PTB-XL's 71 "
+        "statements, or the 26 scored classes of the PhysioNet/CinC Challenge 2021 (12-lead only).",
+    )
     data: list[DataSource] = Field(min_length=1)
     exclude_patients_of: list[DataSource] = Field(
         default_factory=list, description="No record of these patients is trained on or validated."
@@ -125,14 +132,19 @@ class ClassifierFinetuneConfig(StrategyConfig):
         "the final model then trains on all. 0: a single run with `validation`.",
     )
     calibrate: bool = Field(
-        default=False, description="Platt scaling and thresholds from the cross-validation."
+        default=False,
+        description="Platt scaling and a threshold for each label (greatest F1) from the held-out "
+        "records, kept with the model.",
+    )
+    choose_thresholds: bool = Field(
+        default=False, description="Only the thresholds, probabilities stay as they are."
     )
     min_positives: int = Field(
         default=8, ge=1, description="Labels with fewer positives are not taught (not assessed)."
     )
     drop_unlearned: bool = Field(
         default=False,
-        description="Labels whose cross-validated AUROC may be chance (95 % interval reaching 0.5) "
+        description="Labels whose held-out AUROC may be chance (95 % interval reaching 0.5) "
         "become not assessed in the final model.",
     )
     leads: Literal["12-lead", "I", "II"] = Field(
@@ -168,10 +180,23 @@ class ClassifierFinetuneConfig(StrategyConfig):
     )
     card: str | None = Field(default=None, description="File with the model card's introduction.")
 
+    @property
+    def label_codes(self) -> tuple[str, ...]:
+        return LABELS if self.labels == "ptbxl" else CLASSES
+
     @model_validator(mode="after")
-    def _calibration_needs_folds(self) -> Self:
+    def _held_out_records(self) -> Self:
         if self.cross_validation_folds == 1:
             raise ValueError("cross_validation_folds is 0 or at least 2")
-        if (self.calibrate or self.drop_unlearned) and not self.cross_validation_folds:
-            raise ValueError("calibrate and drop_unlearned need cross_validation_folds >= 2")
+        wanted = [
+            name
+            for name in ("calibrate", "choose_thresholds", "drop_unlearned")
+            if getattr(self, name)
+        ]
+        held_out = self.validation.fraction > 0 or self.validation.records is not None
+        if wanted and not self.cross_validation_folds and not held_out:
+            raise ValueError(
+                f"{', '.join(wanted)}: no record is held out, set validation or "
+                "cross_validation_folds"
+            )
         return self

@@ -11,94 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.classifier.bundle import Calibration, Classifier
+from ecg_agent_ray.classifier.calibration import fit_platt_all
 from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix
 from ecg_agent_ray.classifier.labels import LABEL_INFO
-from ecg_agent_ray.classifier.metrics import bootstrap_intervals, classifier_metrics
+from ecg_agent_ray.classifier.metrics import (
+    bootstrap_intervals,
+    classifier_metrics,
+    reliability,
+)
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 
-__all__ = [
-    "best_threshold",
-    "calibrate",
-    "drop_unlearned",
-    "evaluate_logits",
-    "fit_platt",
-    "write_report",
-]
+__all__ = ["drop_unlearned", "evaluate_logits", "write_report"]
 
 Array = npt.NDArray[np.float64]
-_SLOPE_PRIOR = 1.0
-
-
-def fit_platt(logits: Array, truth: Array) -> tuple[float, float]:
-    """Slope and offset that make ``sigmoid(slope * logit + offset)`` fit ``truth``.
-
-    Platt's smoothed targets ((N+ + 1)/(N+ + 2) and 1/(N- + 2)), and a normal prior on log slope
-    with mean 0: with a handful of positives the slope stays near 1, and the ranking is never
-    reversed.
-    """
-    from scipy.optimize import minimize
-
-    positives = float(truth.sum())
-    negatives = len(truth) - positives
-    targets = np.where(truth > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-
-    def cost(values: Array) -> float:
-        z = np.exp(values[0]) * logits + values[1]
-        loss = np.sum(np.logaddexp(0, z) - targets * z)
-        return float(loss + values[0] ** 2 / (2 * _SLOPE_PRIOR**2))
-
-    found = minimize(cost, np.zeros(2), method="L-BFGS-B", bounds=[(-3, 3), (-20, 20)])
-    return float(np.exp(found.x[0])), float(found.x[1])
-
-
-def best_threshold(probabilities: Array, truth: Array) -> float:
-    """Threshold (a label is positive strictly above it) of greatest F1, else 0.5."""
-    best, threshold = 0.0, 0.5
-    ordered = np.unique(probabilities)
-    candidates = np.concatenate([[ordered[0] / 2], (ordered[1:] + ordered[:-1]) / 2])
-    for candidate in candidates:
-        chosen = probabilities > candidate
-        hits = float(truth[chosen].sum())
-        f1 = 2 * hits / max(1.0, chosen.sum() + truth.sum())
-        if f1 > best:
-            best, threshold = f1, float(candidate)
-    return threshold
-
-
-def calibrate(
-    classifier: Classifier,
-    records: Sequence[LabelledRecord],
-    logits: Mapping[str, Array],
-    *,
-    name: str,
-) -> None:
-    """Fit Platt scaling and F1 thresholds to held-out logits, per lead configuration and label."""
-    targets, mask = label_matrix(records, classifier.labels, classifier.assessed)
-    parameters: dict[str, dict[str, tuple[float, float]]] = {}
-    for leads, values in logits.items():
-        fitted = _fit_all(classifier, leads, values, targets, mask)
-        parameters[leads] = fitted
-        thresholds = classifier.thresholds.setdefault(leads, {})
-        for code, (slope, offset) in fitted.items():
-            column = classifier.labels.index(code)
-            rows = mask[:, column] > 0
-            probabilities = _sigmoid(values[rows, column] * slope + offset)
-            thresholds[code] = round(best_threshold(probabilities, targets[rows, column]), 4)
-    classifier.calibration = Calibration(name, parameters)
-
-
-def _fit_all(
-    classifier: Classifier, leads: str, values: Array, targets: Any, mask: Any
-) -> dict[str, tuple[float, float]]:
-    fitted = {}
-    for code in classifier.assessed_for(leads):
-        column = classifier.labels.index(code)
-        rows = mask[:, column] > 0
-        truth = targets[rows, column]
-        if 0 < truth.sum() < len(truth):
-            slope, offset = fit_platt(values[rows, column], truth)
-            fitted[code] = (round(slope, 4), round(offset, 4))
-    return fitted
 
 
 def evaluate_logits(
@@ -110,9 +35,10 @@ def evaluate_logits(
 ) -> dict[str, Any]:
     """``metrics.json`` of held-out logits: first configuration at the top, the others below it.
 
-    With ``fold_of`` (cross-validation) each fold is calibrated by the other folds, so that ``ece``
-    and ``bce`` are honest, and bootstrap intervals over patients are added. AUROC is of the plain
-    logits there. Without it the classifier's own calibration applies.
+    With ``fold_of`` each fold is calibrated by the other folds, so that ``ece``, ``bce`` and
+    ``reliability`` are honest; AUROC is of the plain logits there. Without it the classifier's own
+    calibration applies, which must then be from other records. ``intervals`` are by bootstrap over
+    patients.
     """
     if not records:
         return {"n_records": 0}
@@ -140,35 +66,48 @@ def _evaluate_one(
     records: Sequence[LabelledRecord],
     fold_of: Sequence[int] | None,
 ) -> dict[str, Any]:
+    from scipy.special import expit
+
     labels = classifier.labels
+    ranked = values
     if fold_of is None:
         if classifier.calibration is not None:
             slope, offset = classifier.calibration.arrays(leads, labels)
-            values = values * slope + offset
-        return classifier_metrics(targets, _sigmoid(values), mask, labels)
-    plain = _sigmoid(values)
-    metrics = classifier_metrics(targets, plain, mask, labels)
-    if classifier.calibration is not None:
-        folds = np.array(fold_of)
-        scaled = values.copy()
-        for fold in np.unique(folds):
-            inside, outside = folds == fold, folds != fold
-            fitted = _fit_all(classifier, leads, values[outside], targets[outside], mask[outside])
-            slope, offset = Calibration("", {leads: fitted}).arrays(leads, labels)
-            scaled[inside] = values[inside] * slope + offset
-        calibrated = classifier_metrics(targets, _sigmoid(scaled), mask, labels)
+            ranked = values * slope + offset
+        stated = ranked
+    else:
+        stated = _calibrated_by_others(classifier, leads, values, targets, mask, fold_of)
+    metrics = classifier_metrics(targets, expit(ranked), mask, labels)
+    if stated is not ranked:
+        calibrated = classifier_metrics(targets, expit(stated), mask, labels)
         metrics["ece_uncalibrated"], metrics["bce_uncalibrated"] = metrics["ece"], metrics["bce"]
         metrics["ece"], metrics["bce"] = calibrated["ece"], calibrated["bce"]
+    metrics["reliability"] = reliability(targets, expit(stated), mask)
     patients = [record.patient_id for record in records]
-    metrics["intervals"] = bootstrap_intervals(targets, plain, mask, labels, patients)
+    metrics["intervals"] = bootstrap_intervals(targets, expit(ranked), mask, labels, patients)
+    # of the plain or own probabilities; the calibrated ones' is not had without fitting each draw
+    if stated is not ranked:
+        metrics["intervals"].pop("ece", None)
     return metrics
 
 
-def _sigmoid(x: Array) -> Array:
-    from scipy.special import expit
-
-    result: Array = expit(x)
-    return result
+def _calibrated_by_others(
+    classifier: Classifier,
+    leads: str,
+    values: Array,
+    targets: Any,
+    mask: Any,
+    fold_of: Sequence[int],
+) -> Array:
+    """Logits of each fold scaled by what the other folds fit."""
+    folds = np.array(fold_of)
+    scaled = values.copy()
+    for fold in np.unique(folds):
+        inside, outside = folds == fold, folds != fold
+        fitted = fit_platt_all(classifier, leads, values[outside], targets[outside], mask[outside])
+        slope, offset = Calibration("", {leads: fitted}).arrays(leads, classifier.labels)
+        scaled[inside] = values[inside] * slope + offset
+    return scaled
 
 
 def drop_unlearned(classifier: Classifier, metrics: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,45 @@ def test_the_shipped_records_as_a_manifest(builtin: Classifier, tmp_path: Path) 
     low, high = metrics["intervals"]["micro_auroc"]
     assert low <= metrics["micro_auroc"] <= high
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert sum(entry["count"] for entry in metrics["reliability"]) == 12 * 21
+    assert metrics["thresholds"]["AFIB"]["threshold"] == builtin.thresholds["12-lead"]["AFIB"]
+    assert "challenge" not in metrics  # PTB-XL's records do not have the Challenge's labels
+    for plot in ("reliability.png", "auroc.png"):
+        assert (tmp_path / "plots" / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_calibrated_copy_keeps_its_thresholds(builtin: Classifier, tmp_path: Path) -> None:
+    plain = replace(builtin, calibration=None, thresholds={})
+    metrics = evaluate_classifier(
+        plain,
+        SAMPLES,
+        output=tmp_path,
+        leads=["II"],
+        resamples=0,
+        track=False,
+        calibrated=tmp_path / "calibrated",
+    )
+    copy = load_classifier(tmp_path / "calibrated")
+    assert copy.lead_configurations == ("II",)
+    assert copy.calibration is not None
+    assert "AFIB" in copy.thresholds["II"]
+    again = evaluate_classifier(copy, SAMPLES, output=tmp_path, resamples=0, track=False)
+    assert again["bce"] < metrics["bce"]
+    assert again["thresholds"]["AFIB"]["f1"] >= metrics["thresholds"]["AFIB"]["f1"]
+    assert tools.classify(ecg.sample(3), copy, threshold="model", leads="II").calibration
+
+
+def test_challenge_score(builtin: Classifier, shared_data: Path, tmp_path: Path) -> None:
+    metrics = evaluate_classifier(
+        builtin, shared_data / "cinc2021", output=tmp_path, resamples=20, track=False
+    )
+    challenge = metrics["challenge"]
+    low, high = challenge["interval"]
+    assert low <= challenge["score"] <= high <= 1
+    assert challenge["thresholds"] == "model"
+    assert challenge["n_records"] == metrics["n_records"]
+    # the shipped classifier assesses some classes only, the others count as never predicted
+    assert 5 < challenge["classes_assessed"] < 26
 
 
 def test_auroc_is_of_the_tools_probabilities(builtin: Classifier, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from scipy.io import loadmat
 
 from ecg_agent_ray import ecg
+from ecg_agent_ray.classifier.challenge import CLASSES
 from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.pipelines.prepare import split_by_patient
-from ecg_agent_ray.pipelines.prepare_physionet import CLASSES, prepare_physionet2021
+from ecg_agent_ray.pipelines.prepare_physionet import prepare_physionet2021
 from ecg_agent_ray.pipelines.prepare_ptbxl import prepare_ptbxl
 from ecg_agent_ray.training.pretrain_data import SegmentPairs, read_cmsc_manifest
 

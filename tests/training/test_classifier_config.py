@@ -33,12 +33,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     assert "data" in text
 
 
-def test_calibration_needs_folds() -> None:
-    with pytest.raises(
-        ConfigError, match="calibrate and drop_unlearned need cross_validation_folds"
-    ):
+def test_calibration_needs_held_out_records() -> None:
+    data = "data=[{kind: manifest, path: 'samples:'}]"
+    with pytest.raises(ConfigError, match="calibrate: no record is held out"):
         load_config(
-            ClassifierFinetuneConfig,
-            None,
-            ["data=[{kind: manifest, path: 'samples:'}]", "calibrate=true"],
+            ClassifierFinetuneConfig, None, [data, "calibrate=true", "validation.fraction=0"]
         )
+    assert load_config(ClassifierFinetuneConfig, None, [data, "calibrate=true"]).calibrate

@@ -36,7 +36,9 @@ def configured(folder: Path, *overrides: str) -> ClassifierFinetuneConfig:
 def test_two_workers_continue_the_shipped_classifier(ray_cluster: Any, tmp_path: Path) -> None:
     import mlflow
 
-    result = finetune_classifier(configured(tmp_path, "epochs=2", "micro_batch_size=1"))
+    result = finetune_classifier(
+        configured(tmp_path, "epochs=2", "micro_batch_size=1", "choose_thresholds=true")
+    )
     assert set(result.to_dict()) == {"run_id", "path", "metrics", "seconds"}
 
     trained = load_classifier(result.path)
@@ -44,8 +46,10 @@ def test_two_workers_continue_the_shipped_classifier(ray_cluster: Any, tmp_path:
     classified = tools.classify(ecg.sample(3), trained)
     assert "SR" in classified.positive
     assert "WPW" in classified.not_assessed
+    assert trained.thresholds["II"] != load_classifier("builtin:").thresholds["II"]
     metrics = json.loads((result.path / "metrics.json").read_text())
     assert metrics["n_records"] == len(HELD_OUT)
+    assert {"reliability", "intervals"} <= set(metrics)
     assert {"macro_auroc", "micro_auroc", "macro_auprc", "per_label", "ece"} <= set(metrics)
     assert set(metrics["configurations"]) == {"I", "II"}
 
@@ -56,7 +60,7 @@ def test_two_workers_continue_the_shipped_classifier(ray_cluster: Any, tmp_path:
     history = mlflow.MlflowClient().get_metric_history(result.run_id, "train_loss")
     assert [point.step for point in history] == [2, 4]
     artifacts = {item.path for item in mlflow.artifacts.list_artifacts(run_id=result.run_id)}
-    assert "classifier" in artifacts
+    assert {"classifier", "plots"} <= artifacts
 
 
 def test_what_cannot_be_trained_on_is_said_before_any_worker_starts(tmp_path: Path) -> None:

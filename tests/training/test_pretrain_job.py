@@ -121,8 +121,11 @@ def test_a_killed_worker_does_not_change_the_loss_curve(
 
 
 @pytest.mark.slow
-def test_sharded_training_has_the_loss_of_replicated(ray_cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [("strategy=fsdp",), ("strategy=deepspeed", "zero_stage=2")])
+def test_sharded_training_has_the_loss_of_replicated(
+    ray_cluster: Any, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     replicated = pretrain_classifier(configured(tmp_path / "1", "epochs=2"))
-    sharded = pretrain_classifier(configured(tmp_path / "2", "epochs=2", "strategy=fsdp"))
+    sharded = pretrain_classifier(configured(tmp_path / "2", "epochs=2", *options))
     assert losses(sharded) == pytest.approx(losses(replicated), rel=1e-4)
     assert load_checkpoint(sharded.path / "checkpoint_last.pt").config.layers == 2
