@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ECGTransformerConfig,
     )
     from ecg_agent_ray.classifier.preprocessing import prepare
+    from ecg_agent_ray.classifier.xresnet1d import XResNet1d, XResNet1dConfig
 
 _HOME = {
     "BUILTIN": "bundle",
@@ -47,6 +48,8 @@ _HOME = {
     "LABELS": "labels",
     "LABEL_INFO": "labels",
     "LEAD_CONFIGURATIONS": "labels",
+    "XResNet1d": "xresnet1d",
+    "XResNet1dConfig": "xresnet1d",
     "classifier_metrics": "metrics",
     "configuration_labels": "labels",
     "export_checkpoint": "checkpoint",
@@ -68,6 +71,8 @@ __all__ = [
     "ClassifierOutput",
     "ECGTransformerClassifier",
     "ECGTransformerConfig",
+    "XResNet1d",
+    "XResNet1dConfig",
     "classifier_metrics",
     "configuration_labels",
     "export_checkpoint",

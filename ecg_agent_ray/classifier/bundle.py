@@ -269,7 +269,7 @@ def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
-    """A network with fresh weights: ``ecg_transformer`` or ``beat_rhythm``.
+    """A network with fresh weights: ``ecg_transformer``, ``xresnet1d`` or ``beat_rhythm``.
 
     Raises
     ------
@@ -278,16 +278,20 @@ def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
     """
     from ecg_agent_ray.classifier.beat_rhythm import BeatRhythmClassifier, BeatRhythmConfig
     from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransformerConfig
+    from ecg_agent_ray.classifier.xresnet1d import XResNet1d, XResNet1dConfig
 
     try:
         if architecture == "ecg_transformer":
             return ECGTransformerClassifier(ECGTransformerConfig.from_dict(dict(config)))
+        if architecture == "xresnet1d":
+            return XResNet1d(XResNet1dConfig.from_dict(dict(config)))
         if architecture == "beat_rhythm":
             return BeatRhythmClassifier(BeatRhythmConfig.from_dict(dict(config)))
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"sizes of the {architecture} network: {error}") from error
     raise ConfigError(
-        f"unknown classifier architecture {architecture!r}", hint="ecg_transformer or beat_rhythm"
+        f"unknown classifier architecture {architecture!r}",
+        hint="ecg_transformer, xresnet1d or beat_rhythm",
     )
 
 

@@ -84,8 +84,11 @@ def expected_calibration_error(truth: Array, score: Array, bins: int = 10) -> fl
 def _binned(truth: Array, score: Array, bins: int) -> tuple[Array, Array, Array]:
     """Of each equal-width bin: cells, sum of their probabilities, positives."""
     index = np.minimum((score * bins).astype(int), bins - 1)
-    sums = [np.bincount(index, weights=w, minlength=bins) for w in (None, score, truth)]
-    return sums[0].astype(float), sums[1], sums[2]
+    counts, stated, observed = (
+        np.bincount(index, weights=weights, minlength=bins).astype(np.float64)
+        for weights in (None, score, truth)
+    )
+    return counts, stated, observed
 
 
 def reliability(

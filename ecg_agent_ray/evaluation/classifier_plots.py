@@ -59,7 +59,7 @@ def _reliability(axis: Any, values: Mapping[str, Any]) -> None:
             f"{entry['count']}",
             (entry["stated"], entry["observed"]),
             textcoords="offset points",
-            xytext=(6, -10),
+            xytext=(6, 6),
             fontsize="x-small",
         )
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))

@@ -26,7 +26,7 @@ __all__ = [
 class NetworkConfig(StrictConfig):
     """A network to train from scratch."""
 
-    architecture: Literal["beat_rhythm", "ecg_transformer"] = "beat_rhythm"
+    architecture: Literal["beat_rhythm", "ecg_transformer", "xresnet1d"] = "beat_rhythm"
     sizes: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the architecture's config; rest is default."
     )

@@ -11,6 +11,7 @@ import pytest
 
 from ecg_agent_ray import ecg, tools
 from ecg_agent_ray.classifier import load_classifier
+from ecg_agent_ray.classifier.challenge import CLASSES
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError
 from ecg_agent_ray.training.classifier import ClassifierTrainResult, finetune_classifier
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
@@ -175,6 +176,35 @@ def test_a_killed_worker_does_not_change_the_loss_curve(
     tolerance = 1e-5 if strategy == "ddp" else 1e-4
     assert losses(resumed) == pytest.approx(losses(undisturbed), rel=tolerance)
     assert same_weights(resumed, undisturbed)
+
+
+def test_a_network_for_the_challenges_classes(
+    ray_cluster: Any, shared_data: Path, tmp_path: Path
+) -> None:
+    """xresnet1d from scratch on two workers, calibrated on the held-out patients."""
+    result = finetune_classifier(
+        configured(
+            tmp_path,
+            f"data=[{{kind: physionet, path: {shared_data / 'cinc2021'}}}]",
+            "validation.records=null",
+            "validation.fraction=0.4",
+            "labels=challenge2021",
+            "init=null",
+            "network={architecture: xresnet1d, sizes: {depth: 18, width: 8}}",
+            "min_positives=4",
+            "calibrate=true",
+            "epochs=1",
+        )
+    )
+    trained = load_classifier(result.path)
+    assert trained.network.architecture == "xresnet1d"
+    assert trained.labels == CLASSES
+    assert "427084000" in trained.assessed
+    assert trained.lead_configurations == ("12-lead",)
+    assert trained.calibration is not None
+    assert trained.calibration.name == "platt-validation"
+    assert set(trained.thresholds) == {"12-lead"}
+    assert {"ece", "ece_uncalibrated"} <= set(result.metrics)
 
 
 @pytest.mark.slow
