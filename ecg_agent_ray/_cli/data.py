@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,13 +17,30 @@ __all__ = ["register"]
 DialogueFile = Annotated[Path, typer.Argument(help="JSONL or Parquet rows in ECG-MTD's form.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
-Root = Annotated[Path, typer.Option(help="Folder of the data set as published.")]
-Output = Annotated[Path, typer.Option(help="Folder for the .mat files.")]
-ManifestDir = Annotated[Path, typer.Option(help="Folder for the manifests.")]
-Seed = Annotated[int, typer.Option(help="Of the draw of patients.")]
-Valid = Annotated[float, typer.Option(min=0, max=0.9, help="Share of patients for validation.")]
-Test = Annotated[float, typer.Option(min=0, max=0.9, help="Share of patients for the test.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML of the job, see jobs/configs.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Override the YAML.")
+]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set as published.")]
+Output = Annotated[Path | None, typer.Option(help="Folder for the shards and .mat files.")]
+ManifestDir = Annotated[Path | None, typer.Option(help="Folder for the manifests.")]
+Seed = Annotated[int | None, typer.Option(help="Of the draw of patients; left out: 42.")]
+Valid = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.9, help="Share of patients for validation; left out: 0.1."),
+]
+Test = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.9, help="Share of patients for the test; left out: 0.1."),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="parquet (for training here), mat (for fairseq-signals); repeatable. Left out: both.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Shards written at once; left out: 2.")]
 
 SPLITS: dict[Split, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
@@ -35,7 +53,9 @@ def register(app: typer.Typer) -> None:
     dialogues.command("stats")(stats)
     dialogues.command("clean")(clean)
     group.add_typer(dialogues, name="dialogues")
-    prepare = typer.Typer(help="Public data sets as .mat files and manifests for training.")
+    prepare = typer.Typer(
+        help="Public data sets in Parquet and as .mat files, with manifests, for training."
+    )
     prepare.command("ptbxl")(prepare_ptbxl)
     prepare.command("physionet2021")(prepare_physionet2021)
     group.add_typer(prepare, name="prepare")
@@ -170,68 +190,63 @@ def clean(
 
 
 def prepare_ptbxl(
-    root: Root,
-    output: Output,
-    manifest_dir: ManifestDir,
+    overrides: Overrides = None,
+    config: Config = None,
+    root: Root = None,
+    output: Output = None,
+    manifest_dir: ManifestDir = None,
     split: Annotated[
-        str, typer.Option(help="official (strat_fold 9 and 10) or patient (drawn by seed).")
-    ] = "official",
-    valid: Valid = 0.1,
-    test: Test = 0.1,
-    seed: Seed = 42,
-    workers: Workers = 2,
+        str | None, typer.Option(help="official (strat_fold 9 and 10) or patient (drawn by seed).")
+    ] = None,
+    valid: Valid = None,
+    test: Test = None,
+    seed: Seed = None,
+    formats: Formats = None,
+    workers: Workers = None,
 ) -> None:
     """PTB-XL's 10 s records with all 71 statements; can be stopped and started again."""
-    from ecg_agent_ray._cli.output import stderr_progress
-    from ecg_agent_ray.pipelines.prepare_ptbxl import prepare_ptbxl as prepare
-
-    if split not in ("official", "patient"):
-        raise ConfigError(f"unknown split {split!r}", hint="official or patient")
-    with stderr_progress("prepare") as progress:
-        done = prepare(
-            root,
-            output,
-            manifest_dir,
-            split="patient" if split == "patient" else "official",
-            valid=valid,
-            test=test,
-            seed=seed,
-            workers=workers,
-            progress=progress,
-        )
-    emit(done.to_dict())
+    given = {"root": root, "output": output, "manifest_dir": manifest_dir, "split": split}
+    given |= {"valid": valid, "test": test, "seed": seed, "formats": formats, "workers": workers}
+    _prepare("ptbxl", config, overrides, given)
 
 
 def prepare_physionet2021(
-    root: Root,
-    output: Output,
-    manifest_dir: ManifestDir,
-    valid: Valid = 0.1,
-    test: Test = 0.1,
-    seed: Seed = 42,
+    overrides: Overrides = None,
+    config: Config = None,
+    root: Root = None,
+    output: Output = None,
+    manifest_dir: ManifestDir = None,
+    valid: Valid = None,
+    test: Test = None,
+    seed: Seed = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Take records of other rates than 500 Hz too.")
-    ] = False,
+        bool | None,
+        typer.Option("--resample/--no-resample", help="Take records of other rates too."),
+    ] = None,
     ptbxl_database: Annotated[
         Path | None, typer.Option(help="PTB-XL's table, to know the patients of HR records.")
     ] = None,
-    workers: Workers = 2,
+    formats: Formats = None,
+    workers: Workers = None,
 ) -> None:
     """Challenge 2021 as 5 s segments, with pairs for pre-training; can be started again."""
-    from ecg_agent_ray._cli.output import stderr_progress
-    from ecg_agent_ray.pipelines.prepare_physionet import prepare_physionet2021 as prepare
+    given = {"root": root, "output": output, "manifest_dir": manifest_dir, "valid": valid}
+    given |= {"test": test, "seed": seed, "formats": formats, "workers": workers}
+    given |= {"resample": resample, "ptbxl_database": ptbxl_database}
+    _prepare("physionet2021", config, overrides, given)
 
+
+def _prepare(
+    dataset: str, config: Path | None, overrides: list[str] | None, given: dict[str, Any]
+) -> None:
+    """Options of the command line stand above ``key=value``, and those above the file."""
+    from ecg_agent_ray._cli.output import stderr_progress
+    from ecg_agent_ray.pipelines.prepare_config import PrepareConfig, run
+    from ecg_agent_ray.training.config import load_config
+
+    typed = {name: value for name, value in given.items() if value is not None}
+    lines = [f"{name}={json.dumps(value, default=str)}" for name, value in typed.items()]
+    options = load_config(PrepareConfig, config, [*(overrides or []), *lines, f"dataset={dataset}"])
     with stderr_progress("prepare") as progress:
-        done = prepare(
-            root,
-            output,
-            manifest_dir,
-            valid=valid,
-            test=test,
-            seed=seed,
-            resample=resample,
-            ptbxl_database=ptbxl_database,
-            workers=workers,
-            progress=progress,
-        )
+        done = run(options, progress=progress)
     emit(done.to_dict())

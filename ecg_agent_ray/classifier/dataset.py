@@ -7,6 +7,7 @@ likelihood),
               file names relative to the CSV; a folder means the ``records.csv`` in it
 ``ptbxl``     a PTB-XL tree with ``ptbxl_database.csv``
 ``ludb``      a LUDB tree with ``ludb.csv``
+``prepared``  what ``data prepare`` wrote: a folder or URL with ``manifest.csv`` and shards
 ``physionet`` a folder of PhysioNet/CinC Challenge headers with ``# Dx`` SNOMED CT codes; both the
               Challenge's 26 scored classes and the statements of the same meaning are labels
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +29,23 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray import ecg
 from ecg_agent_ray.classifier.challenge import CLASSES, challenge_classes
 from ecg_agent_ray.classifier.labels import LABELS
+from ecg_agent_ray.classifier.shards import MANIFEST, read_row
+from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError
 
-__all__ = ["SOURCE_KINDS", "LabelledRecord", "SourceKind", "label_matrix", "read_source"]
+__all__ = [
+    "SOURCE_KINDS",
+    "LabelledRecord",
+    "SourceKind",
+    "label_matrix",
+    "read_recording",
+    "read_source",
+]
 
-SourceKind = Literal["manifest", "ptbxl", "ludb", "physionet"]
+SourceKind = Literal["manifest", "ptbxl", "ludb", "physionet", "prepared"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,19 @@ class LabelledRecord:
     path: Path
     positives: frozenset[str]
     assessed: frozenset[str]
+    split: str | None = None
+    """``train``, ``valid`` or ``test`` where the data set has such a division."""
+    shard: str | None = None
+    """Path or URL of the Parquet shard that holds it in ``row``; then ``path`` is but a name."""
+    row: int = 0
+    source_record: str | None = None
+    """The record that it is a segment of, where it was cut when it was prepared."""
+    samples: int = 0
+    """At 500 Hz, where that is known without reading it; else 0."""
 
 
 _ALL = frozenset(LABELS)
+_FOLDS = {"9": "valid", "10": "test"}  # as recommended by PTB-XL's authors
 
 # LUDB's words (first part before a comma, lower case) as SCP statements. Its hypertrophy and
 # ischaemia are diagnoses of the patient's history too, so they are not taken as assessed.
@@ -101,10 +123,12 @@ def read_source(kind: SourceKind, path: str | Path) -> list[LabelledRecord]:
     ConfigError
         The source is not there or its table is not what the kind says.
     """
-    reader = _READERS.get(kind)
-    if reader is None:
+    reader = _READERS.get(kind, _read_manifest)
+    if kind not in SOURCE_KINDS:
         raise ConfigError(f"unknown data kind {kind!r}", hint=f"one of {', '.join(SOURCE_KINDS)}")
     try:
+        if kind == "prepared":
+            return _read_prepared(str(path))
         # absolute, since a worker has another working directory
         records = reader(Path(path).resolve())
     except FileNotFoundError as error:
@@ -158,6 +182,7 @@ def _read_ptbxl(path: Path) -> list[LabelledRecord]:
             path=path / row["filename_hr"],
             positives=_statements(row["scp_codes"]),
             assessed=_ALL,
+            split=_FOLDS.get(row.get("strat_fold", ""), "train"),
         )
         for row in _rows(path / "ptbxl_database.csv")
     ]
@@ -215,13 +240,68 @@ def _read_physionet(path: Path) -> list[LabelledRecord]:
     return records
 
 
+def _read_prepared(folder: str) -> list[LabelledRecord]:
+    import fsspec
+
+    if "://" not in folder:
+        folder = str(Path(folder).resolve())
+    tables = {}
+    for name in (MANIFEST, "classes.csv"):
+        with fsspec.open(f"{folder}/{name}", "r", encoding="utf-8", newline="") as handle:
+            tables[name] = list(csv.DictReader(handle))
+    assessed = frozenset(row["code"] for row in tables["classes.csv"])
+    records = [
+        LabelledRecord(
+            record_id=row["file"].removesuffix(".mat"),
+            patient_id=_prepared_patient(row["patient_id"]),
+            path=Path(row["file"]),
+            positives=frozenset(json.loads(row["labels"])),
+            assessed=assessed,
+            split=row["split"],
+            shard=f"{folder}/{row['shard']}",
+            row=int(row["row"]),
+            source_record=row["record_id"],
+            samples=int(row["samples"]),
+        )
+        for row in tables[MANIFEST]
+        if row["shard"]
+    ]
+    if not records:
+        raise ConfigError(
+            f"prepared data at {folder} holds no Parquet shards",
+            hint="prepare it again with --format parquet",
+        )
+    return records
+
+
+def _prepared_patient(patient: str) -> str:
+    """As the other kinds call them, so that a patient is known again."""
+    if patient.isdigit():
+        return f"ptbxl-{patient}"
+    return patient if patient.startswith("ptbxl-") else f"physionet-{patient}"
+
+
+def read_recording(record: LabelledRecord) -> Recording:
+    """The recording itself.
+
+    Raises
+    ------
+    RecordingError
+        As :func:`ecg_agent_ray.ecg.read`.
+    """
+    if record.shard is not None:
+        return read_row(record.shard, record.row, record.record_id)
+    header = record.path.with_name(f"{record.path.name}.hea")
+    return ecg.read(header if header.is_file() else record.path)
+
+
 _READERS: dict[str, Callable[[Path], list[LabelledRecord]]] = {
     "manifest": _read_manifest,
     "ptbxl": _read_ptbxl,
     "ludb": _read_ludb,
     "physionet": _read_physionet,
 }
-SOURCE_KINDS: tuple[str, ...] = tuple(_READERS)
+SOURCE_KINDS: tuple[str, ...] = (*_READERS, "prepared")
 
 
 def label_matrix(

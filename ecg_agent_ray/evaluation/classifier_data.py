@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ecg_agent_ray import ecg
-from ecg_agent_ray.classifier.dataset import LabelledRecord, SourceKind, read_source
+from ecg_agent_ray.classifier.dataset import (
+    LabelledRecord,
+    SourceKind,
+    read_recording,
+    read_source,
+)
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError, RecordingError
 
@@ -16,6 +20,7 @@ _TABLES: dict[str, SourceKind] = {
     "ptbxl_database.csv": "ptbxl",
     "ludb.csv": "ludb",
     "records.csv": "manifest",
+    "manifest.csv": "prepared",
 }
 
 
@@ -72,9 +77,7 @@ def readable(
 ) -> Iterator[tuple[LabelledRecord, Recording]]:
     """Each record with its recording; one that cannot be read goes to ``failed``."""
     for record in records:
-        path = record.path
-        header = path.with_name(f"{path.name}.hea")
         try:
-            yield record, ecg.read(header if header.is_file() else path)
+            yield record, read_recording(record)
         except RecordingError as error:
             failed(record, error)

@@ -1,37 +1,45 @@
-"""Public data sets as fairseq-signals reads them, and our manifest beside.
+"""Public data sets for training, in Parquet and as fairseq-signals reads them.
 
-Every record becomes ``.mat`` files (``feats`` (12, samples) float32 mV at 500 Hz, neither filtered
-nor normalised; ``curr_sample_rate``, ``patient_id``, ``label`` (1, classes)), written by several
-processes. A record that cannot be used is listed in ``errors.csv`` with its reason and the rest go
-on. ``prepared.jsonl`` in the output folder says what is done: a job started again goes on there.
+``parquet``  shards with a row for each record or segment (``classifier.shards``), which training
+             reads as data of kind ``prepared``, from a disk or an object store
+``mat``      a file for each (``feats`` (12, samples) float32; ``curr_sample_rate``, ``patient_id``,
+             ``label`` (1, classes)), with manifests in fairseq-signals' form
 
-``manifest.csv`` has a line per file: ``file, record_id, patient_id, source, split, segment,
-samples, labels``. Which records there are and where they belong is said by ``prepare_ptbxl`` and
-``prepare_physionet``.
+Signals are mV at 500 Hz, neither filtered nor normalised. Shards are written in parallel by Ray
+Data. A record that cannot be used is listed in ``errors.csv`` with its reason and the rest go on.
+``prepared.jsonl`` in the output folder says what is done: a job started again goes on there.
+
+``manifest.csv`` has a line for each row and file: ``file, shard, row, record_id, patient_id,
+source, split, segment, samples, labels``; it lies in the manifest folder and, for the shards to be
+used by themselves, in the output folder. Which records there are and where they belong is said by
+``prepare_ptbxl`` and ``prepare_physionet``.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ecg_agent_ray import ecg
-from ecg_agent_ray.classifier.preprocessing import SAMPLING_RATE, STANDARD_LEADS
-from ecg_agent_ray.errors import ConfigError, CorruptRecordingError, EcgAgentError, LeadError
+from ecg_agent_ray.classifier.shards import MANIFEST, SHARDS
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.pipelines.prepare_shards import (
+    Format,
+    Options,
+    PreparedRecord,
+    Record,
+    Split,
+    prepare_all,
+)
 
 __all__ = [
+    "FORMATS",
+    "SPLITS",
+    "Format",
     "Prepared",
     "PreparedRecord",
     "Record",
@@ -42,44 +50,15 @@ __all__ = [
     "write_segments",
 ]
 
-Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+FORMATS: tuple[Format, ...] = ("parquet", "mat")
 _STATE = "prepared.jsonl"
 
 
 @dataclass(frozen=True)
-class Record:
-    """A recording to prepare. ``name`` is the stem of its files, ``labels`` its class codes."""
-
-    name: str
-    path: str
-    patient_id: str
-    source: str
-    split: Split
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PreparedRecord:
-    """What was written for a record: ``segments`` files of ``samples`` each, or an ``error``."""
-
-    name: str
-    segments: int = 0
-    samples: int = 0
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class _Options:
-    output: str
-    segment: int | None
-    resample: bool
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """Outcome of a preparation; ``errors`` are (record, reason)."""
+    """Outcome of a preparation: records of each split, rows in all; ``errors`` are (record,
+    reason)."""
 
     records: dict[str, int]
     files: int
@@ -125,16 +104,17 @@ def write_segments(
     classes: Sequence[str],
     segment: int | None = None,
     resample: bool = False,
+    formats: Sequence[Format] = FORMATS,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, PreparedRecord]:
-    """Write the ``.mat`` files of all records that are not written yet.
+    """Write all records that are not written yet.
 
     Parameters
     ----------
     segment
-        Samples of a file: ``NAME_0.mat``, ``NAME_1.mat``, … without overlap, the remainder dropped.
-        None writes each record whole as ``NAME.mat``.
+        Samples of a segment (``NAME_0.mat``, ``NAME_1.mat``, …) without overlap, the remainder
+        dropped. None writes each record whole (``NAME.mat``).
     resample
         Bring other rates to 500 Hz by linear interpolation; without it such records are errors.
     progress
@@ -143,30 +123,51 @@ def write_segments(
     Raises
     ------
     ConfigError
-        ``output`` was prepared with other options, or a name occurs twice.
+        ``output`` was prepared with other options, a name occurs twice, or no format is given.
+    ToolError
+        Ray lost the workers for good; what is done is kept.
     """
     names = [record.name for record in records]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})[:3]
         raise ConfigError(f"several records are called {', '.join(twice)}")
-    options = _Options(str(output.resolve()), segment, resample, tuple(classes))
+    if not formats or set(formats) - set(FORMATS):
+        raise ConfigError(f"formats {', '.join(formats) or 'none'}", hint="parquet, mat or both")
+    options = Options(
+        str(output.resolve()), segment, resample, tuple(classes), tuple(sorted(set(formats)))
+    )
     output.mkdir(parents=True, exist_ok=True)
     state = output / _STATE
     done = _read_state(state, options)
+    _remove_unfinished(output, {result.shard for result in done.values()})
     waiting = [record for record in records if record.name not in done]
     with state.open("a", encoding="utf-8") as handle:
         if not handle.tell():
             handle.write(json.dumps({**asdict(options), "output": None}) + "\n")
-        for result in _prepared(waiting, options, workers):
-            done[result.name] = result
-            handle.write(json.dumps(asdict(result)) + "\n")
+        elif not state.read_bytes().endswith(b"\n"):
+            handle.write("\n")  # after the line being written when a job was killed
+        if progress:
+            progress(len(done), len(records))
+        for results in prepare_all(waiting, options, workers) if waiting else ():
+            # one write, so that a shard's records are listed together or not at all
+            handle.write("".join(json.dumps(asdict(result)) + "\n" for result in results))
             handle.flush()
+            done |= {result.name: result for result in results}
             if progress:
                 progress(len(done), len(records))
     return {name: done[name] for name in names}
 
 
-def _read_state(path: Path, options: _Options) -> dict[str, PreparedRecord]:
+def _remove_unfinished(output: Path, listed: set[str | None]) -> None:
+    """Shards that a killed job left unlisted would hold their records twice."""
+    for path in (output / SHARDS).glob("*"):
+        if f"{SHARDS}/{path.name}" not in listed:
+            path.unlink()
+    for path in output.glob("*.tmp"):
+        path.unlink()
+
+
+def _read_state(path: Path, options: Options) -> dict[str, PreparedRecord]:
     """Finished records; those with errors are tried again, as their files may be mended."""
     if not path.is_file():
         return {}
@@ -188,82 +189,17 @@ def _read_state(path: Path, options: _Options) -> dict[str, PreparedRecord]:
     return done
 
 
-def _prepared(
-    records: Sequence[Record], options: _Options, workers: int
-) -> Iterator[PreparedRecord]:
-    work = partial(_prepare_one, options=options)
-    if workers <= 1 or len(records) < 2 * workers:
-        yield from map(work, records)
-        return
-    # a forked child would inherit the threads of torch and Ray
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(work, records, chunksize=8)
-
-
-def _prepare_one(record: Record, *, options: _Options) -> PreparedRecord:
-    try:
-        signal = _signal(record, options.resample)
-    except (EcgAgentError, OSError) as error:
-        return PreparedRecord(record.name, error=f"{type(error).__name__}: {error}")
-    length = options.segment or signal.shape[1]
-    segments = signal.shape[1] // length
-    if not segments:
-        seconds = signal.shape[1] / SAMPLING_RATE
-        return PreparedRecord(record.name, error=f"{seconds:.2f} s are shorter than a segment")
-    label = np.array([[code in record.labels for code in options.classes]], dtype=np.float32)
-    patient: Any = int(record.patient_id) if record.patient_id.isdigit() else record.patient_id
-    for number in range(segments):
-        name = record.name if options.segment is None else f"{record.name}_{number}"
-        values = {
-            "feats": signal[:, number * length : (number + 1) * length],
-            "curr_sample_rate": int(SAMPLING_RATE),
-            "patient_id": patient,
-            "label": label,
-        }
-        _write_mat(Path(options.output) / f"{name}.mat", values)
-    return PreparedRecord(record.name, segments, length)
-
-
-def _write_mat(path: Path, values: dict[str, Any]) -> None:
-    from scipy.io import savemat
-
-    # a killed job leaves no half file under the final name
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as handle:
-        savemat(handle, values)
-    unfinished.replace(path)
-
-
-def _signal(record: Record, resample: bool) -> npt.NDArray[np.float32]:
-    """(12, samples) mV at 500 Hz."""
-    recording = ecg.read(record.path)
-    absent = [lead for lead in STANDARD_LEADS if not recording.has(lead)]
-    if absent:
-        raise LeadError(f"{record.path} has no lead {', '.join(absent)}")
-    signal = np.stack([recording.lead(lead) for lead in STANDARD_LEADS])
-    if not np.isfinite(signal).all():
-        raise CorruptRecordingError(f"{record.path} has missing samples")
-    rate = recording.sampling_rate
-    if rate != SAMPLING_RATE:
-        if not resample:
-            raise CorruptRecordingError(
-                f"{record.path} is sampled at {rate:g} Hz, not 500", hint="--resample takes it"
-            )
-        old = np.arange(signal.shape[1]) / rate
-        new = np.arange(int(signal.shape[1] * SAMPLING_RATE / rate)) / SAMPLING_RATE
-        signal = np.stack([np.interp(new, old, lead) for lead in signal])
-    return np.ascontiguousarray(signal, dtype=np.float32)
-
-
 def write_manifest(
     records: Sequence[Record],
     done: dict[str, PreparedRecord],
     folder: Path,
     classes: Sequence[str],
     *,
+    output: Path,
     segmented: bool,
 ) -> Prepared:
-    """``manifest.csv``, ``errors.csv`` and ``classes.csv`` in ``folder``; the summary."""
+    """``manifest.csv``, ``errors.csv`` and ``classes.csv`` in ``folder``, the first and the last in
+    ``output`` too; the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     errors: list[tuple[str, str]] = []
     rows: list[list[object]] = []
@@ -279,6 +215,8 @@ def write_manifest(
             rows.append(
                 [
                     file,
+                    result.shard or "",
+                    result.row + number if result.shard else "",
                     record.name,
                     record.patient_id,
                     record.source,
@@ -288,11 +226,15 @@ def write_manifest(
                     json.dumps(record.labels),
                 ]
             )
-    header = ["file", "record_id", "patient_id", "source", "split", "segment", "samples", "labels"]
-    _write_csv(folder / "manifest.csv", header, rows)
+    header = [
+        *("file", "shard", "row", "record_id", "patient_id", "source", "split", "segment"),
+        *("samples", "labels"),
+    ]
+    for place in {folder.resolve(), output.resolve()}:
+        _write_csv(place / MANIFEST, header, rows)
+        _write_csv(place / "classes.csv", ["index", "code"], list(enumerate(classes)))
     _write_csv(folder / "errors.csv", ["record_id", "reason"], errors)
-    _write_csv(folder / "classes.csv", ["index", "code"], list(enumerate(classes)))
-    return Prepared(counts, len(rows), errors, folder / "manifest.csv")
+    return Prepared(counts, len(rows), errors, folder / MANIFEST)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

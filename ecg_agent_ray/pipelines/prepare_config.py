@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ecg_agent_ray.pipelines.prepare import Prepared
+from ecg_agent_ray.pipelines.prepare import FORMATS, Format, Prepared
 from ecg_agent_ray.training.config import StrictConfig
 
 __all__ = ["PrepareConfig", "run"]
@@ -21,7 +21,7 @@ class PrepareConfig(StrictConfig):
 
     dataset: Literal["ptbxl", "physionet2021"]
     root: Path = Field(description="Folder of the data set as published.")
-    output: Path = Field(description="Folder for the .mat files.")
+    output: Path = Field(description="Folder for the shards and .mat files.")
     manifest_dir: Path = Field(description="Folder for the manifests.")
     split: Literal["official", "patient"] = Field(
         default="official", description="ptbxl: strat_fold 9 and 10, or drawn by seed."
@@ -35,7 +35,13 @@ class PrepareConfig(StrictConfig):
     ptbxl_database: Path | None = Field(
         default=None, description="physionet2021: PTB-XL's table, for the patients of HR records."
     )
-    workers: int = Field(default=2, ge=1, description="Processes.")
+    formats: list[Format] = Field(
+        default=list(FORMATS),
+        min_length=1,
+        description="parquet: shards that training reads; mat: files and manifests that "
+        "fairseq-signals reads.",
+    )
+    workers: int = Field(default=2, ge=1, description="Shards written at once; a CPU each.")
 
     @model_validator(mode="after")
     def _fits_the_data_set(self) -> PrepareConfig:
@@ -58,6 +64,7 @@ def run(config: PrepareConfig, *, progress: Callable[[int, int], None] | None = 
             valid=config.valid,
             test=config.test,
             seed=config.seed,
+            formats=config.formats,
             workers=config.workers,
             progress=progress,
         )
@@ -68,6 +75,7 @@ def run(config: PrepareConfig, *, progress: Callable[[int, int], None] | None = 
         seed=config.seed,
         resample=config.resample,
         ptbxl_database=config.ptbxl_database,
+        formats=config.formats,
         workers=config.workers,
         progress=progress,
     )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ecg_agent_ray.classifier.challenge import CLASSES, challenge_classes
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.pipelines.prepare import (
+    FORMATS,
     SPLITS,
+    Format,
     Prepared,
     PreparedRecord,
     Record,
@@ -43,13 +45,14 @@ def prepare_physionet2021(
     seed: int = 42,
     resample: bool = False,
     ptbxl_database: Path | None = None,
+    formats: Sequence[Format] = FORMATS,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Write ``<record>_<i>.mat`` segments and manifests.
+    """Write segments in shards and as ``<record>_<i>.mat``, and manifests.
 
-    ``manifest_dir`` gets ``total/train.tsv`` (all pre-training segments), ``cmsc/train.tsv`` (pairs
-    of successive segments), ``finetune/train|valid|test.tsv``, and our ``manifest.csv``.
+    For the ``.mat`` files ``manifest_dir`` gets ``total/train.tsv`` (all pre-training segments),
+    ``cmsc/train.tsv`` (pairs of successive segments) and ``finetune/train|valid|test.tsv``.
 
     The Challenge names no patients, so each record counts as one. ``ptbxl_database`` (PTB-XL's
     ``ptbxl_database.csv``) tells those of its ``HR`` records.
@@ -92,11 +95,13 @@ def prepare_physionet2021(
         classes=CLASSES,
         segment=SEGMENT,
         resample=resample,
+        formats=formats,
         workers=workers,
         progress=progress,
     )
-    summary = write_manifest(records, done, manifest_dir, CLASSES, segmented=True)
-    _write_manifests(records, done, output.resolve(), manifest_dir)
+    summary = write_manifest(records, done, manifest_dir, CLASSES, output=output, segmented=True)
+    if "mat" in formats:
+        _write_manifests(records, done, output.resolve(), manifest_dir)
     return summary
 
 

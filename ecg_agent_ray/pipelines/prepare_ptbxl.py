@@ -7,14 +7,16 @@ of ``classifier.LABELS``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.pipelines.prepare import (
+    FORMATS,
     SPLITS,
+    Format,
     Prepared,
     Record,
     Split,
@@ -39,10 +41,11 @@ def prepare_ptbxl(
     valid: float = 0.1,
     test: float = 0.1,
     seed: int = 42,
+    formats: Sequence[Format] = FORMATS,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Write ``HR<ecg_id>.mat`` files, ``train|valid|test.tsv`` and our manifest.
+    """Write shards, ``HR<ecg_id>.mat`` files with ``train|valid|test.tsv``, and our manifest.
 
     ``official`` takes ``strat_fold`` 9 for validation and 10 for the test; ``patient`` draws
     patients with ``seed``. Both keep a patient's records together.
@@ -66,9 +69,11 @@ def prepare_ptbxl(
         )
         for ecg_id, patient, fold, codes, file in rows
     ]
-    done = write_segments(records, output, classes=LABELS, workers=workers, progress=progress)
-    summary = write_manifest(records, done, manifest_dir, LABELS, segmented=False)
-    for part in SPLITS:
+    done = write_segments(
+        records, output, classes=LABELS, formats=formats, workers=workers, progress=progress
+    )
+    summary = write_manifest(records, done, manifest_dir, LABELS, output=output, segmented=False)
+    for part in SPLITS if "mat" in formats else ():
         lines = [str(output.resolve())]
         lines += [
             f"{record.name}.mat\t{done[record.name].samples}"

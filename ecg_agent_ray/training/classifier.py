@@ -108,8 +108,7 @@ def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResu
             config.name, params=_flat(config.model_dump()), tags=tags, experiment=config.experiment
         ) as run,
     ):
-        signals = {record.path.with_suffix(suffix) for record in plan.records for suffix in _DATA}
-        digest = data_digest(path for path in signals if path.is_file())
+        digest = data_digest(_files(plan.records))
         run.log_data(
             "ecg-records",
             digest,
@@ -129,6 +128,13 @@ def finetune_classifier(config: ClassifierFinetuneConfig) -> ClassifierTrainResu
     )
 
 
+def _files(records: Sequence[LabelledRecord]) -> list[Path]:
+    """Local files that hold the signals."""
+    shards = {Path(record.shard) for record in records if record.shard is not None}
+    signals = {record.path.with_suffix(suffix) for record in records for suffix in _DATA}
+    return sorted(path for path in shards | signals if path.is_file())
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as MLflow parameters, ``optimizer.lr`` and the like."""
     result: dict[str, Any] = {}
@@ -146,6 +152,10 @@ def _plan(config: ClassifierFinetuneConfig, output: Path) -> _Plan:
     kept = [record for record in records if record.patient_id not in excluded]
     if len(kept) < len(records):
         logger.info("%d records of excluded patients left out", len(records) - len(kept))
+    if config.validation.official:
+        tested = {record.patient_id for record in kept if record.split == "test"}
+        kept = [record for record in kept if record.patient_id not in tested]
+        logger.info("the test split's %d patients are left alone", len(tested))
     if not kept:
         raise ConfigError("no record is left to train on", hint="see exclude_patients_of")
     classifier = _start_classifier(config, kept)
@@ -274,7 +284,11 @@ def _shuffled_patients(records: Sequence[LabelledRecord], seed: int) -> list[str
 
 def _single(config: ClassifierFinetuneConfig, records: Sequence[LabelledRecord]) -> Split:
     wanted = config.validation.records
-    if wanted is not None:
+    if config.validation.official:
+        patients = {record.patient_id for record in records if record.split == "valid"}
+        if not patients:
+            raise ConfigError("validation.official: the data have no validation split")
+    elif wanted is not None:
         unknown = set(wanted) - {record.record_id for record in records}
         if unknown:
             raise ConfigError(f"validation.records: no record {', '.join(sorted(unknown))}")

@@ -36,7 +36,9 @@ class DataSource(StrictConfig):
     """One data set; see ``ecg_agent_ray.classifier.dataset`` for the kinds."""
 
     kind: SourceKind
-    path: str = Field(description="Folder or file; samples: for the shipped records.")
+    path: str = Field(
+        description="Folder or file; samples: for the shipped records; prepared: a URL too."
+    )
 
 
 class ValidationConfig(StrictConfig):
@@ -44,6 +46,11 @@ class ValidationConfig(StrictConfig):
 
     fraction: float = Field(default=0.2, ge=0, lt=1, description="Of patients; 0 trains on all.")
     seed: int = 42
+    official: bool = Field(
+        default=False,
+        description="Hold out the data's own validation split instead (ptbxl: strat_fold 9; "
+        "prepared: valid), and leave its test split alone.",
+    )
     records: list[str] | None = Field(
         default=None, description="Record ids to hold out instead (with their whole patients)."
     )
@@ -193,7 +200,8 @@ class ClassifierFinetuneConfig(StrategyConfig):
             for name in ("calibrate", "choose_thresholds", "drop_unlearned")
             if getattr(self, name)
         ]
-        held_out = self.validation.fraction > 0 or self.validation.records is not None
+        validation = self.validation
+        held_out = validation.fraction > 0 or validation.official or validation.records is not None
         if wanted and not self.cross_validation_folds and not held_out:
             raise ValueError(
                 f"{', '.join(wanted)}: no record is held out, set validation or "

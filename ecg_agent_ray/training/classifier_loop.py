@@ -25,10 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecg_agent_ray import ecg
 from ecg_agent_ray.classifier.augmentation import Augmentation, augment, mask_leads
 from ecg_agent_ray.classifier.bundle import load_classifier
-from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix
+from ecg_agent_ray.classifier.dataset import LabelledRecord, label_matrix, read_recording
 from ecg_agent_ray.classifier.labels import configuration_labels
 from ecg_agent_ray.classifier.metrics import classifier_metrics
 from ecg_agent_ray.classifier.preprocessing import prepare
@@ -56,7 +55,7 @@ class _Signals:
     def __getitem__(self, index: int) -> Tensor:
         if index in self._cache:
             return self._cache[index]
-        windows = prepare(ecg.read(self.records[index].path)).windows
+        windows = prepare(read_recording(self.records[index])).windows
         signal = torch.from_numpy(windows[0])
         if len(self.records) <= _CACHED_RECORDS:
             self._cache[index] = signal

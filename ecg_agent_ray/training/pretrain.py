@@ -21,7 +21,7 @@ from ecg_agent_ray.classifier.pretraining_checkpoint import export_pretraining_c
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.data_parallel import cpus_for, fit
 from ecg_agent_ray.training.pretrain_config import PretrainConfig
-from ecg_agent_ray.training.pretrain_data import SegmentPair, find_pairs, split_pairs
+from ecg_agent_ray.training.pretrain_data import find_pairs, split_pairs
 from ecg_agent_ray.training.pretrain_loop import (
     CHECKPOINT_FILE,
     PROGRESS_FILE,
@@ -96,7 +96,7 @@ def pretrain_classifier(config: PretrainConfig) -> PretrainResult:
             experiment=config.experiment,
         ) as run,
     ):
-        signals = sorted({file for pair in pairs for file in _files(pair)})
+        signals = sorted({file for pair in pairs for file in pair.files})
         run.log_data(
             "ecg-segments",
             data_digest(signals),
@@ -110,13 +110,6 @@ def pretrain_classifier(config: PretrainConfig) -> PretrainResult:
     metrics = history[-1]
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     return PretrainResult(output, run_id, metrics, history, time.perf_counter() - started)
-
-
-def _files(pair: SegmentPair) -> list[Path]:
-    if pair.second_path is not None:
-        return [pair.path, pair.second_path]
-    candidates = [pair.path.with_suffix(suffix) for suffix in (".dat", ".mat")]
-    return [file for file in candidates if file.is_file()]
 
 
 def _fit(

@@ -27,7 +27,7 @@ _RATES = {
 class PretrainSource(StrictConfig):
     """One data set; labels are not used."""
 
-    kind: Literal["manifest", "ptbxl", "ludb", "physionet", "cmsc"] = Field(
+    kind: Literal["manifest", "ptbxl", "ludb", "physionet", "prepared", "cmsc"] = Field(
         description="cmsc: a fairseq-signals CMSC manifest (TSV) of .mat segments; the others as "
         "for fine-tuning, cut into segments here."
     )

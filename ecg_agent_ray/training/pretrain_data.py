@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ecg_agent_ray import ecg
-from ecg_agent_ray.classifier.dataset import read_source
+from ecg_agent_ray.classifier.dataset import LabelledRecord, read_recording, read_source
 from ecg_agent_ray.classifier.preprocessing import SAMPLING_RATE, STANDARD_LEADS
+from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError, CorruptRecordingError
 from ecg_agent_ray.training.pretrain_config import PretrainConfig, PretrainSource
 
@@ -30,13 +31,27 @@ _CACHED_PAIRS = 8000
 
 @dataclass(frozen=True)
 class SegmentPair:
-    """``path`` of a record (then ``first`` is a segment's number and the other follows it), or two
-    ``.mat`` files of one segment each."""
+    """Two segments of one patient: two successive ones of ``record``, the first being number
+    ``first``; or, with ``second``, one of ``record`` and one of ``second``; or two ``.mat`` files
+    of one segment each."""
 
     patient_id: str
     path: Path
     first: int = 0
     second_path: Path | None = None
+    record: LabelledRecord | None = None
+    second: LabelledRecord | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Local files that hold the signals."""
+        if self.record is not None and self.record.shard is not None:
+            candidates = [Path(self.record.shard)]
+        elif self.second_path is not None:
+            candidates = [self.path, self.second_path]
+        else:
+            candidates = [self.path.with_suffix(suffix) for suffix in (".dat", ".mat")]
+        return [file for file in candidates if file.is_file()]
 
 
 def find_pairs(config: PretrainConfig) -> list[SegmentPair]:
@@ -60,14 +75,39 @@ def find_pairs(config: PretrainConfig) -> list[SegmentPair]:
 
 def _record_pairs(source: PretrainSource, segment: int) -> list[SegmentPair]:
     assert source.kind != "cmsc"
+    if source.kind == "prepared":
+        return _prepared_pairs(read_source(source.kind, source.path), segment)
     path = ecg.samples()[0].parent if source.path == SAMPLES else Path(source.path)
     pairs = []
     for record in read_source(source.kind, path):
         segments = _samples_at_500(record.path.with_suffix(".hea")) // segment
         pairs += [
-            SegmentPair(record.patient_id, record.path, first)
+            SegmentPair(record.patient_id, record.path, first, record=record)
             for first in range(0, segments - 1, 2)
         ]
+    return pairs
+
+
+def _prepared_pairs(rows: Sequence[LabelledRecord], segment: int) -> list[SegmentPair]:
+    """Pairs of the training split: of a whole record, or of the segments that it was cut into."""
+    pairs = []
+    by_record: dict[str, list[LabelledRecord]] = {}
+    for row in rows:
+        if row.split == "train":
+            by_record.setdefault(row.source_record or row.record_id, []).append(row)
+    for parts in by_record.values():
+        segments = parts[0].samples // segment
+        if segments > 1:
+            pairs += [
+                SegmentPair(part.patient_id, part.path, first, record=part)
+                for part in parts
+                for first in range(0, part.samples // segment - 1, 2)
+            ]
+        elif segments == 1:
+            pairs += [
+                SegmentPair(one.patient_id, one.path, record=one, second=other)
+                for one, other in zip(parts[::2], parts[1::2], strict=False)
+            ]
     return pairs
 
 
@@ -133,11 +173,20 @@ class SegmentPairs:
         if index in self._cache:
             return self._cache[index]
         pair = self.pairs[index]
-        if pair.second_path is None:
-            signal = _record_segments(pair, self.segment)
-        else:
+        if pair.second_path is not None:
             signal = np.stack(
                 [_mat_segment(p, self.segment) for p in (pair.path, pair.second_path)]
+            )
+        elif pair.second is not None:
+            assert pair.record is not None
+            signal = np.stack(
+                [_segment(read_recording(r), 0, self.segment) for r in (pair.record, pair.second)]
+            )
+        else:
+            assert pair.record is not None
+            recording = read_recording(pair.record)
+            signal = np.stack(
+                [_segment(recording, pair.first + half, self.segment) for half in (0, 1)]
             )
         # a gap is fed as a lead that is not there
         values = torch.from_numpy(np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0))
@@ -153,17 +202,15 @@ class SegmentPairs:
         return source, patients, torch.arange(len(source)) % 2
 
 
-def _record_segments(pair: SegmentPair, segment: int) -> npt.NDArray[np.float32]:
-    recording = ecg.read(pair.path)
+def _segment(recording: Recording, number: int, samples: int) -> npt.NDArray[np.float32]:
+    """(12, samples) at 500 Hz, absent leads and what lies beyond the end zero."""
     if recording.sampling_rate != SAMPLING_RATE:
         recording = recording.resample(SAMPLING_RATE)
-    signal = np.zeros((2, len(STANDARD_LEADS), segment), dtype=np.float32)
+    signal = np.zeros((len(STANDARD_LEADS), samples), dtype=np.float32)
     for row, name in enumerate(STANDARD_LEADS):
         if recording.has(name):
-            values = recording.lead(name)
-            for half in (0, 1):
-                part = values[(pair.first + half) * segment : (pair.first + half + 1) * segment]
-                signal[half, row, : len(part)] = part
+            part = recording.lead(name)[number * samples : (number + 1) * samples]
+            signal[row, : len(part)] = part
     return signal
 
 

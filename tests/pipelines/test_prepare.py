@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from scipy.io import loadmat
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.classifier.challenge import CLASSES
+from ecg_agent_ray.classifier.dataset import read_recording, read_source
 from ecg_agent_ray.classifier.labels import LABELS
+from ecg_agent_ray.cli import run
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.pipelines.prepare import split_by_patient
 from ecg_agent_ray.pipelines.prepare_physionet import prepare_physionet2021
 from ecg_agent_ray.pipelines.prepare_ptbxl import prepare_ptbxl
-from ecg_agent_ray.training.pretrain_data import SegmentPairs, read_cmsc_manifest
+from ecg_agent_ray.training.config import load_config
+from ecg_agent_ray.training.pretrain_config import PretrainConfig
+from ecg_agent_ray.training.pretrain_data import SegmentPairs, find_pairs, read_cmsc_manifest
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -65,6 +70,90 @@ def test_ptbxl_is_written_whole_with_its_statements(ptbxl: Path, tmp_path: Path)
     assert len(positive) == table[0]["scp_codes"].count(":")
 
 
+def test_shards_hold_the_same_and_are_trained_on(ptbxl: Path, tmp_path: Path) -> None:
+    output = tmp_path / "prepared"
+    prepare_ptbxl(ptbxl, output, tmp_path / "m", formats=["parquet"], workers=1)
+    assert not list(output.glob("*.mat"))
+    assert not list((tmp_path / "m").glob("*.tsv"))
+    prepared = {record.record_id: record for record in read_source("prepared", output)}
+    published = read_source("ptbxl", ptbxl)
+    assert len(prepared) == len(published) - 1  # one is broken
+    for record in published:
+        name = f"HR{int(record.record_id.removeprefix('ptbxl-')):05d}"
+        if name not in prepared:
+            continue
+        row = prepared[name]
+        assert (row.patient_id, row.positives) == (record.patient_id, record.positives)
+        assert row.split == record.split
+        assert np.array_equal(read_recording(row).signal, ecg.read(record.path).signal)
+    assert [r.split for r in prepared.values()].count("test") == 1
+
+    pairs = find_pairs(pretraining(output))
+    assert len(pairs) == len(prepared) - 2
+    source, _, _ = SegmentPairs(pairs, 2500).batch([0])
+    whole = read_recording(prepared[pairs[0].record.record_id]).signal
+    assert np.array_equal(source[1].numpy(), whole[:, 2500:])
+
+
+def pretraining(folder: Path) -> PretrainConfig:
+    data = f"data=[{{kind: prepared, path: {folder}}}]"
+    return load_config(PretrainConfig, None, [data])
+
+
+def test_training_reads_from_an_object_store(ptbxl: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    prepare_ptbxl(ptbxl, tmp_path / "o", tmp_path / "m", formats=["parquet"], workers=1)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "o"), "/bucket/ptb-xl", recursive=True)
+    (here, *_), (there, *_) = (
+        read_source("prepared", place) for place in (tmp_path / "o", "memory://bucket/ptb-xl")
+    )
+    assert there.shard.startswith("memory://bucket/ptb-xl/shards/")
+    assert np.array_equal(read_recording(there).signal, read_recording(here).signal)
+    with pytest.raises(ConfigError, match="not there"):
+        read_source("prepared", "memory://bucket/nothing")
+
+
+def test_what_a_killed_job_left_is_written_again(
+    ray_cluster: object, ptbxl: Path, tmp_path: Path
+) -> None:
+    """Two workers by Ray Data; then all but the first shard is as if never listed."""
+    output = tmp_path / "prepared"
+    first = prepare_ptbxl(ptbxl, output, tmp_path / "m", workers=2)
+    shards = set((output / "shards").iterdir())
+    assert len(shards) > 2
+    state = output / "prepared.jsonl"
+    header, *lines = state.read_text().splitlines(keepends=True)
+    kept = json.loads(lines[0])["shard"]
+    mine = [line for line in lines if json.loads(line)["shard"] == kept]
+    state.write_text(header + "".join(mine) + lines[-1][:20])
+    second = prepare_ptbxl(ptbxl, output, tmp_path / "m", workers=2)
+    assert second.records == first.records
+    listed = {
+        json.loads(line)["shard"] for line in state.read_text().splitlines()[1:] if "}" in line
+    }
+    assert {f"shards/{path.name}" for path in (output / "shards").iterdir()} == listed - {None}
+    table = rows(output / "manifest.csv")
+    assert len({row["record_id"] for row in table}) == len(table) == first.files
+    for record in read_source("prepared", output):
+        assert read_recording(record).signal.shape == (12, 5000)
+
+
+def test_command_line(ptbxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "prepare.yaml"
+    config.write_text(f"dataset: ptbxl\nroot: {tmp_path / 'elsewhere'}\nworkers: 1\nseed: 7\n")
+    common = ["data", "prepare", "ptbxl", "--config", str(config)]
+    typed = ["--output", str(tmp_path / "o"), "--manifest-dir", str(tmp_path / "m")]
+    assert run([*common, "split=patient", f"root={ptbxl}", "--format", "parquet", *typed]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert sum(printed["records"].values()) == printed["files"]
+    assert printed["n_errors"] == 1
+    assert run([*common, *typed]) == 2  # the file's root is not there
+    assert run(["data", "prepare", "ptbxl", "--root", str(ptbxl)]) == 2
+    assert "output: Field required" in capsys.readouterr().err
+
+
 def test_a_second_start_goes_on_where_the_first_ended(ptbxl: Path, tmp_path: Path) -> None:
     output, manifests = tmp_path / "mat", tmp_path / "manifests"
     first = prepare_ptbxl(ptbxl, output, manifests, workers=1)
@@ -106,7 +195,7 @@ def physionet(folder: Path) -> tuple[Path]:
     return (root,)
 
 
-def test_physionet_is_cut_into_pairs_of_segments(tmp_path: Path) -> None:
+def test_physionet_is_cut_into_pairs_of_segments(ray_cluster: object, tmp_path: Path) -> None:
     output, manifests = tmp_path / "mat", tmp_path / "manifests"
     done = prepare_physionet2021(*physionet(tmp_path), output, manifests, workers=2)
     assert done.records == {"train": 9, "valid": 1, "test": 1}
@@ -125,6 +214,10 @@ def test_physionet_is_cut_into_pairs_of_segments(tmp_path: Path) -> None:
     source, patients, _ = SegmentPairs(pairs, 2500).batch([0, 1])
     assert source.shape == (4, 12, 2500)
     assert len(set(patients.tolist())) == 1
+    prepared = find_pairs(pretraining(output))
+    assert len(prepared) == len(pairs)
+    again, _, _ = SegmentPairs(prepared, 2500).batch([0, 1])
+    assert np.array_equal(again.numpy(), source.numpy())
     label = loadmat(output / "JS20000_4.mat")["label"][0]
     assert {CLASSES[i] for i in np.flatnonzero(label)} == {"713427006|59118001", "426783006"}
     resampled = prepare_physionet2021(
