@@ -96,10 +96,11 @@ def _fill_gaps(
 ) -> tuple[npt.NDArray[np.float32] | None, str | None]:
     """Gaps interpolated; None for a lead that is flat or mostly missing, with the reason."""
     present = np.isfinite(values)
-    missing = 1.0 - float(present.mean())
+    missing = 0.0 if present.all() else 1.0 - float(present.mean())
     if missing > _MAX_GAP_FRACTION:
         return None, f"lead {name} is missing for {missing:.0%} of the time and was fed as zero"
-    if float(np.ptp(values[present])) == 0.0:
+    known = values if missing == 0.0 else values[present]
+    if known.min() == known.max():
         return None, f"lead {name} is flat and was fed as zero"
     if missing == 0.0:
         return values, None

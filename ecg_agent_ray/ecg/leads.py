@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ _PREFIX = re.compile(
 _MAX_NAME = 32
 
 
+@lru_cache(maxsize=4096)
 def normalise_lead(name: str) -> str:
     """The package's spelling of a lead: ``I II III aVR aVL aVF V1..V9 V2R..V9R``, or as it is.
 
