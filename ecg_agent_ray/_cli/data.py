@@ -205,7 +205,12 @@ def prepare_ptbxl(
     workers: Workers = None,
 ) -> None:
     """PTB-XL's 10 s records with all 71 statements; can be stopped and started again."""
-    given = {"root": root, "output": output, "manifest_dir": manifest_dir, "split": split}
+    given: dict[str, Any] = {
+        "root": root,
+        "output": output,
+        "manifest_dir": manifest_dir,
+        "split": split,
+    }
     given |= {"valid": valid, "test": test, "seed": seed, "formats": formats, "workers": workers}
     _prepare("ptbxl", config, overrides, given)
 
@@ -230,7 +235,12 @@ def prepare_physionet2021(
     workers: Workers = None,
 ) -> None:
     """Challenge 2021 as 5 s segments, with pairs for pre-training; can be started again."""
-    given = {"root": root, "output": output, "manifest_dir": manifest_dir, "valid": valid}
+    given: dict[str, Any] = {
+        "root": root,
+        "output": output,
+        "manifest_dir": manifest_dir,
+        "valid": valid,
+    }
     given |= {"test": test, "seed": seed, "formats": formats, "workers": workers}
     given |= {"resample": resample, "ptbxl_database": ptbxl_database}
     _prepare("physionet2021", config, overrides, given)
