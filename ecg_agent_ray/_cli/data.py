@@ -93,11 +93,24 @@ def synthesize(
         list[str] | None, typer.Option(help="Record ids to leave out; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the writer and the split of records.")] = 42,
+    writer: Annotated[
+        str, typer.Option(help="offline, or openai:BASE_URL#MODEL (key: OPENAI_API_KEY).")
+    ] = "offline",
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests to the endpoint at once.")] = 4,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(min=0.01, help="At most so many requests to the endpoint.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Stop a split here; needs the two prices.")
+    ] = None,
+    input_price: Annotated[float, typer.Option(min=0, help="Per million input tokens.")] = 0.0,
+    output_price: Annotated[float, typer.Option(min=0, help="Per million output tokens.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Write dialogues about recordings from the tools' real outputs.
 
-    Records and wording are both split: no record and no template is in two splits.
+    Records and wording are both split: no record and no template is in two splits. An endpoint
+    words anew what the offline writer outlines; the same command goes on where it was stopped.
     """
     from ecg_agent_ray import ecg
     from ecg_agent_ray.dialogue import LEAD_CONFIGURATIONS, write_dialogues
@@ -105,6 +118,18 @@ def synthesize(
     from ecg_agent_ray.dialogue.synthesis import vary
     from ecg_agent_ray.pipelines.facts import collect_facts, find_recordings, split_records
 
+    endpoint = None
+    if writer != "offline":
+        from ecg_agent_ray.dialogue.synthesis.endpoint import EndpointWriter, Limits, rewrite
+
+        limits = Limits(
+            in_flight=in_flight,
+            requests_per_minute=requests_per_minute,
+            max_cost=max_cost,
+            input_price=input_price,
+            output_price=output_price,
+        )
+        endpoint = EndpointWriter(writer, limits)
     wanted = lead_configuration or ["12-lead"]
     leads = tuple(known for known in LEAD_CONFIGURATIONS if known in wanted)
     if unknown := set(wanted) - set(LEAD_CONFIGURATIONS):
@@ -114,18 +139,26 @@ def synthesize(
     found = collect_facts(
         files, leads, classifier=classifier, thresholds=threshold or (0.5,), explain=explain
     )
-    written = {}
+    written, reports = {}, {}
     for split, facts in split_records(found.facts, SPLITS, seed=seed).items():
         if split == "train" and made_up:
             facts += vary(facts, n=round(len(facts) * made_up / (1 - made_up)), seed=seed)
         dialogues = write(facts, n=max(1, round(n * SPLITS[split])), seed=seed, split=split)
-        written[split] = str(write_dialogues(output / f"{split}.jsonl", dialogues))
+        target = output / f"{split}.jsonl"
+        if endpoint is None:
+            write_dialogues(target, dialogues)
+        else:
+            reports[split] = rewrite(dialogues, endpoint, target).to_dict()
+        written[split] = str(target)
     result = {"records": len(files), "errors": found.errors, "files": written}
+    if reports:
+        result["writing"] = reports
     if as_json:
         emit(result)
     else:
         for split, path in written.items():
-            console.print(f"{split}: {path}")
+            counts = reports.get(split, {})
+            console.print(f"{split}: {path}", *(f"{k}={v}" for k, v in counts.items()))
         for error in found.errors:
             console.print(f"left out {error['file']}: {error['message']}", style="yellow")
 
