@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +22,8 @@ from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 
 __all__ = ["AnyCaller", "OwnedEcg", "Reader", "Services", "Talker", "owned_ecg", "services_of"]
 
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _audit = logging.getLogger("ecg_agent_ray.audit")
 
 
@@ -81,10 +84,28 @@ class Services:
             )
         return caller
 
-    def audit(self, request: Request, caller: Caller, ecg_id: str) -> None:
+    async def stored(self, call: Callable[..., _T], *args: Any) -> _T:
+        """A call of the store in a thread, waited for as long as the configuration allows.
+
+        Raises:
+            ServiceError: the store does not answer.
+        """
+        try:
+            async with asyncio.timeout(self.config.timeouts.store_s):
+                return await run_in_threadpool(call, *args)
+        except TimeoutError as error:
+            raise ServiceError("the ECG store takes too long") from error
+        except OSError as error:
+            _log.warning("the ECG store failed", exc_info=True)
+            raise ServiceError("the ECG store is not available") from error
+
+    def audit(
+        self, request: Request, caller: Caller, ecg_id: str, outcome: str = "granted"
+    ) -> None:
         """One line per access to an ECG: who, which, what. No content."""
         _audit.info(
-            "access caller=%s ecg=%s method=%s route=%s request=%s",
+            "access outcome=%s caller=%s ecg=%s method=%s route=%s request=%s",
+            outcome,
             caller.name,
             ecg_id,
             request.method,
@@ -127,8 +148,10 @@ Talker = Annotated[Caller, Depends(_requires("chat"))]
 async def find_owned(request: Request, caller: Caller, ecg_id: str) -> EcgMeta:
     """The caller's ECG; 404 for another's too, so that nobody learns which ids exist."""
     services = services_of(request)
-    meta = await run_in_threadpool(services.store.meta, ecg_id)
+    meta = await services.stored(services.store.meta, ecg_id)
     if meta is None or meta.owner != caller.name:
+        if meta is not None:
+            services.audit(request, caller, ecg_id, "refused")
         raise HTTPException(404, "there is no ECG with this id")
     services.audit(request, caller, ecg_id)
     return meta

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from ecg_agent_ray.errors import ModelNotFoundError
+from ecg_agent_ray.errors import ModelNotFoundError, ServiceError
 from ecg_agent_ray.serving.config import ServiceConfig
+from ecg_agent_ray.serving.followed import ModelSet
 from ecg_agent_ray.serving.handles import HandleToolbox
 from ecg_agent_ray.serving.logs import configure_replica_logs
-from ecg_agent_ray.serving.models import AGENT_NAME, LoadedPart, choose_model
+from ecg_agent_ray.serving.models import ChosenModel
 
-__all__ = ["AgentReplica"]
+__all__ = ["AGENT_NAMES", "AgentReplica"]
+
+AGENT_NAMES = {
+    "ecg-agent": "12-lead",
+    "ecg-agent-lead-I": "I",
+    "ecg-agent-lead-II": "II",
+}
+"""Models of the API -> lead configuration of a dialogue that names none and has no ECG."""
 
 
 class AgentReplica:
@@ -35,55 +44,45 @@ class AgentReplica:
         self._threads = ThreadPoolExecutor(
             config.deployments.agent.max_ongoing_requests, thread_name_prefix="turn"
         )
-        self._variants: dict[str, Any] = {}
-        self._agent: LoadedPart[Any] = LoadedPart("the agent", self._load)
-
-    def _load(self) -> tuple[Any, dict[str, Any]]:
         import torch
 
+        torch.set_num_threads(config.deployments.agent.threads)
+        self._models: ModelSet[Any] = ModelSet("agent", config.agent, self._load, config.models)
+
+    def _load(self, chosen: ChosenModel, leads: str) -> tuple[Any, dict[str, Any]]:
         from ecg_agent_ray.agent import load_agent
 
-        torch.set_num_threads(self._config.deployments.agent.threads)
-        chosen = choose_model(self._config.agent, "agent")
-        agent = load_agent(chosen.source)
-        about = {
-            "uri": chosen.uri,
-            "reason": chosen.reason,
-            "models": [AGENT_NAME],
+        agent = load_agent(chosen.fetch("agent"))
+        if not chosen.version.startswith("openai:"):
+            _try_agent(agent)
+        return _Variants(agent), {
             "lead_configuration": agent.lead_configuration,
             "engine": agent.engine.name,
         }
-        return agent, about
-
-    def _agent_for(self, agent: Any, configuration: str) -> Any:
-        """The same engine with the system prompt of another lead configuration."""
-        from ecg_agent_ray.agent import Agent
-
-        if configuration not in self._variants:
-            self._variants[configuration] = Agent(
-                agent.engine, configuration, classifier=agent.classifier, name=agent.name
-            )
-        return self._variants[configuration]
 
     def status(self) -> dict[str, Any]:
-        return self._agent.status()
+        status = self._models.status()
+        return status | ({"models": list(AGENT_NAMES)} if status["ready"] else {})
 
     async def chat(self, turn: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Events of one turn.
 
         Args:
             turn: ``model``, ``messages`` (OpenAI-shaped, user and assistant only), ``ecg_id``,
-                ``lead_configuration`` and ``steps`` of earlier turns.
+                ``lead_configuration``, ``steps`` of earlier turns, ``sampling`` (arguments of
+                :meth:`~ecg_agent_ray.agent.Agent.run`) and ``sent_at`` (seconds since the epoch).
 
         Raises:
             ModelNotFoundError: ``model`` is none of ours.
             ServiceError: there is no agent.
         """
-        if turn["model"] != AGENT_NAME:
+        if turn["model"] not in AGENT_NAMES:
             raise ModelNotFoundError(
                 f"there is no model {turn['model']!r}", hint="see GET /v1/models"
             )
-        agent = await asyncio.to_thread(self._agent.get)
+        configuration = turn["lead_configuration"] or AGENT_NAMES[turn["model"]]
+        model, arm = await asyncio.to_thread(self._models.pick, configuration, turn["ecg_id"] or "")
+        agent = model.part.for_leads(configuration)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
         stop = threading.Event()
@@ -91,17 +90,39 @@ class AgentReplica:
         def put(item: dict[str, Any] | Exception | None) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
+        toolbox = HandleToolbox(
+            ecg_id=turn["ecg_id"],
+            lead_configuration=configuration,
+            measurement=self._measurement,
+            classification=self._classification,
+            timeout_s=self._config.timeouts.tool_s,
+        )
+
         def work() -> None:
-            events = self._run(agent, turn)
+            queue_s = max(0.0, time.time() - turn["sent_at"])
+            events: Any = iter(())
             try:
+                events = agent.run(
+                    turn["messages"], toolbox, steps=turn["steps"], **turn["sampling"]
+                )
                 for event in events:
                     if stop.is_set():
                         return
-                    put(event.to_dict())
+                    body = event.to_dict()
+                    if body["type"] == "final":
+                        body["timings"]["queue_s"] = round(queue_s, 4)
+                        body |= {
+                            "version": model.chosen.version,
+                            "arm": arm,
+                            "lead_configuration": configuration,
+                            "degraded": sorted(toolbox.missing),
+                        }
+                    put(body)
             except Exception as error:  # handed to the caller, who raises it
                 put(error)
             finally:
-                events.close()
+                if hasattr(events, "close"):
+                    events.close()
                 put(None)
 
         self._threads.submit(work)
@@ -113,15 +134,31 @@ class AgentReplica:
         finally:
             stop.set()
 
-    def _run(self, agent: Any, turn: Mapping[str, Any]) -> Any:
-        configuration = turn["lead_configuration"] or agent.lead_configuration
-        if configuration != agent.lead_configuration:
-            agent = self._agent_for(agent, configuration)
-        toolbox = HandleToolbox(
-            ecg_id=turn["ecg_id"],
-            lead_configuration=configuration,
-            measurement=self._measurement,
-            classification=self._classification,
-            timeout_s=self._config.timeouts.tool_s,
-        )
-        return agent.run(turn["messages"], toolbox, steps=turn["steps"])
+
+class _Variants:
+    """One engine with the system prompts of several lead configurations."""
+
+    def __init__(self, agent: Any) -> None:
+        self._agents = {agent.lead_configuration: agent}
+        self._first = agent
+
+    def for_leads(self, configuration: str) -> Any:
+        from ecg_agent_ray.agent import Agent
+
+        if configuration not in self._agents:
+            first = self._first
+            self._agents[configuration] = Agent(
+                first.engine, configuration, classifier=first.classifier, name=first.name
+            )
+        return self._agents[configuration]
+
+
+def _try_agent(agent: Any) -> None:
+    """One short turn without an ECG.
+
+    Raises:
+        ServiceError: it ends without a word.
+    """
+    final = agent.respond([{"role": "user", "content": "Hello"}])
+    if not final.content.strip():
+        raise ServiceError("the agent answers a greeting with nothing")

@@ -17,9 +17,10 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from ecg_agent_ray import __version__
+from ecg_agent_ray.errors import ModelNotFoundError
 from ecg_agent_ray.serving import routes_chat, routes_ecgs
 from ecg_agent_ray.serving.access import AnyCaller, Services, services_of
-from ecg_agent_ray.serving.middleware import BodyLimit, LocalOnly, RequestContext
+from ecg_agent_ray.serving.middleware import Admission, BodyLimit, LocalOnly, RequestContext
 from ecg_agent_ray.serving.problems import (
     PROBLEM_MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -31,6 +32,7 @@ __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
 EXPIRY_PERIOD_S = 60.0
+VERSIONS_PERIOD_S = 60.0
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"content": {PROBLEM_MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}, "description": text}
@@ -39,6 +41,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "A bearer token is needed.",
         403: "The token lacks the scope, or the request is not from this machine.",
         404: "No such ECG, model or page.",
+        408: "The body arrived too slowly.",
         413: "The body is too large.",
         415: "The file is of no format that is read.",
         422: "The request or the ECG cannot be worked with.",
@@ -67,7 +70,15 @@ def create_app(services: Services) -> FastAPI:
     _add_service_routes(app)
     install_problem_handlers(app)
     app.add_middleware(LocalOnly, is_open=lambda: services.is_open and not allows_all(services))
-    app.add_middleware(BodyLimit, limits=services.config.limits, upload_path="/v1/ecgs")
+    config = services.config
+    app.add_middleware(
+        BodyLimit, limits=config.limits, upload_path="/v1/ecgs", body_s=config.timeouts.body_s
+    )
+    app.add_middleware(
+        Admission,
+        most=config.deployments.ingress.max_ongoing_requests,
+        on_refusal=lambda: services.metrics.overloads.labels("ingress").inc(),
+    )
     app.add_middleware(RequestContext, observe=services.metrics.observe_request)
     return app
 
@@ -79,11 +90,31 @@ def allows_all(services: Services) -> bool:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    task = asyncio.create_task(_expire_forever(app.state.services))
+    services = app.state.services
+    tasks = [
+        asyncio.create_task(_expire_forever(services)),
+        asyncio.create_task(_follow_versions(services)),
+    ]
     try:
         yield
     finally:
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+
+
+async def _follow_versions(services: Services) -> None:
+    """Keep the evaluation of the versions in use among the metrics, as what drift is seen by."""
+    parts = {"agent": "agent", "classification": "classifier"}
+    while True:
+        try:
+            status = await services.backend.status()
+            for part, kind in parts.items():
+                if version := status[part].get("version"):
+                    evaluation = status[part]["evaluation"]
+                    services.metrics.observe_version(kind, version, evaluation)
+        except Exception:
+            _log.exception("the versions in use cannot be told")
+        await asyncio.sleep(VERSIONS_PERIOD_S)
 
 
 async def _expire_forever(services: Services) -> None:
@@ -105,18 +136,16 @@ def _add_service_routes(app: FastAPI) -> None:
     async def models(request: Request, _: AnyCaller) -> dict[str, Any]:
         """The agents that answer, in OpenAI's form, and what each is made of."""
         status = await services_of(request).backend.status()
-        agent = status["agent"]
-        data = [
-            {
-                "id": name,
-                "object": "model",
-                "created": int(agent.get("loaded_at") or 0),
-                "owned_by": "ecg-agent",
-                "ecg_agent": {"agent": agent, "classifier": status["classification"]},
-            }
-            for name in agent.get("models", [])
-        ]
-        return {"object": "list", "data": data}
+        return {"object": "list", "data": _models(status)}
+
+    @app.get("/v1/models/{model}", tags=["Chat"])
+    async def model(model: str, request: Request, _: AnyCaller) -> dict[str, Any]:
+        """One of the agents."""
+        status = await services_of(request).backend.status()
+        for found in _models(status):
+            if found["id"] == model:
+                return found
+        raise ModelNotFoundError("there is no such model", hint="see GET /v1/models")
 
     @app.get("/healthz", tags=["Service"])
     async def healthz() -> dict[str, str]:
@@ -149,6 +178,20 @@ def _add_service_routes(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": _page_policy(page)})
+
+
+def _models(status: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    agent = status["agent"]
+    return [
+        {
+            "id": name,
+            "object": "model",
+            "created": int(agent.get("loaded_at") or 0),
+            "owned_by": "ecg-agent",
+            "ecg_agent": {"agent": agent, "classifier": status["classification"]},
+        }
+        for name in agent.get("models", [])
+    ]
 
 
 def _page() -> str:

@@ -21,7 +21,9 @@ class Backend(Protocol):
     absent or too slow, and the part's own error where the request was at fault.
     """
 
-    async def add_ecg(self, files: Sequence[tuple[str, bytes]], owner: str) -> EcgMeta:
+    async def add_ecg(
+        self, files: Sequence[tuple[str, bytes]], owner: str, ecg_id: str | None = None
+    ) -> EcgMeta:
         """Parse an upload and keep it."""
         ...
 
@@ -38,7 +40,8 @@ class Backend(Protocol):
         ...
 
     async def tool(self, name: str, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON of ``measurement``, ``classification`` or ``explanation``."""
+        """``measurement``, ``classification`` or ``explanation``: the CLI's JSON as ``detail``, its
+        dialogue form as ``output``, and for a canary's share the comparison as ``canary``."""
         ...
 
     def chat(self, turn: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:

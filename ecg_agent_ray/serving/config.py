@@ -31,6 +31,7 @@ __all__ = [
     "DeploymentConfig",
     "DeploymentsConfig",
     "LimitsConfig",
+    "ModelsConfig",
     "ServiceConfig",
     "TimeoutsConfig",
     "is_loopback",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 IMPORT_PATH = "ecg_agent_ray.serving:build"
+RETRY_AFTER_S = 5
+"""Seconds that a 503 asks its client to wait."""
 
 
 class _Model(BaseModel):
@@ -96,8 +99,11 @@ class DeploymentConfig(_Model):
         default=10, description="Seconds a replica gets to finish its requests when it is stopped."
     )
 
-    def options(self, environment: dict[str, str]) -> dict[str, Any]:
-        """Keyword arguments of ``Deployment.options``; ``environment`` is set in the replica."""
+    def options(self, environment: dict[str, str], *, room: int = 1) -> dict[str, Any]:
+        """Keyword arguments of ``Deployment.options``; ``environment`` is set in the replica.
+
+        Serve lets ``room`` times as many requests through as the replica means to work on.
+        """
         size: dict[str, Any] = (
             {"autoscaling_config": self.autoscaling.model_dump()}
             if self.autoscaling
@@ -111,8 +117,9 @@ class DeploymentConfig(_Model):
                     "env_vars": {**environment, "OMP_NUM_THREADS": str(self.threads)},
                 },
             },
-            "max_ongoing_requests": self.max_ongoing_requests,
+            "max_ongoing_requests": self.max_ongoing_requests * room,
             "max_queued_requests": self.max_queued_requests,
+            "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
             "health_check_period_s": self.health_check_period_s,
             "health_check_timeout_s": self.health_check_timeout_s,
             "graceful_shutdown_timeout_s": self.graceful_shutdown_s,
@@ -168,10 +175,32 @@ class LimitsConfig(_Model):
 class TimeoutsConfig(_Model):
     """Seconds until a hop gives up with a 503. Ray Serve's own default is none."""
 
+    body_s: PositiveFloat = Field(
+        default=60, description="Receiving a request's whole body; a slower client gets a 408."
+    )
+    store_s: PositiveFloat = Field(default=10, description="One access to the ECG store.")
     upload_s: PositiveFloat = Field(default=60, description="Reading an upload.")
     tool_s: PositiveFloat = Field(default=60, description="One tool call.")
     chat_s: PositiveFloat = Field(default=300, description="One chat turn, tools included.")
     ready_s: PositiveFloat = Field(default=5, description="One part's answer to a readiness check.")
+
+
+class ModelsConfig(_Model):
+    """How the service follows the registry."""
+
+    follow_s: PositiveFloat | None = Field(
+        default=30,
+        description="Seconds between looks at the aliases; null keeps what was loaded at the "
+        "start. A replica holds the old and the new version for the moment of the change.",
+    )
+    canary_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the ECGs answered by the versions with the alias `challenger`, "
+        "which are then held in memory, too. The classifier's are compared with the champion's "
+        "answer for the same ECG; the agent's are counted apart in the metrics.",
+    )
 
 
 class ServiceConfig(_Model):
@@ -217,6 +246,9 @@ class ServiceConfig(_Model):
     )
     limits: LimitsConfig = Field(default=LimitsConfig(), description="Per-request limits.")
     timeouts: TimeoutsConfig = Field(default=TimeoutsConfig(), description="Per-hop timeouts.")
+    models: ModelsConfig = Field(
+        default=ModelsConfig(), description="Following the registry's aliases; canary."
+    )
     deployments: DeploymentsConfig = Field(
         default=DeploymentsConfig(), description="Resources of each deployment."
     )

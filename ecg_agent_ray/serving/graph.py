@@ -81,15 +81,16 @@ def build_app(config: ServiceConfig) -> Application:
     agent = _deployment(AgentReplica, "agent", sizes.agent, environment).bind(
         config, measurement, classification
     )
-    return _deployment(Ingress, "ingress", sizes.ingress, environment).bind(
+    # the app refuses what is too much, in its own words, before Serve does
+    return _deployment(Ingress, "ingress", sizes.ingress, environment, room=4).bind(
         config, measurement, classification, agent
     )
 
 
 def _deployment(
-    replica: type, name: str, size: DeploymentConfig, environment: dict[str, str]
+    replica: type, name: str, size: DeploymentConfig, environment: dict[str, str], *, room: int = 1
 ) -> Deployment:
-    return serve.deployment(name=name, **size.options(environment))(replica)
+    return serve.deployment(name=name, **size.options(environment, room=room))(replica)
 
 
 def build(args: ServiceConfig) -> Application:

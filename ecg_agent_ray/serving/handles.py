@@ -7,6 +7,7 @@ Every call has a timeout (Serve's default is none), and whatever goes wrong betw
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from ecg_agent_ray.serving.store import EcgMeta
 __all__ = ["HandleBackend", "HandleToolbox"]
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 def as_service_error(error: Exception, part: str) -> EcgAgentError:
@@ -60,10 +62,12 @@ class HandleBackend:
         }
         self._timeouts = timeouts
 
-    async def add_ecg(self, files: Sequence[tuple[str, bytes]], owner: str) -> EcgMeta:
+    async def add_ecg(
+        self, files: Sequence[tuple[str, bytes]], owner: str, ecg_id: str | None = None
+    ) -> EcgMeta:
         handle = self._handles["measurement"]
         return await self._ask(
-            "measurement", handle.add_ecg.remote(files, owner), self._timeouts.upload_s
+            "measurement", handle.add_ecg.remote(files, owner, ecg_id), self._timeouts.upload_s
         )
 
     async def add_sample(self, record_id: str, owner: str) -> EcgMeta:
@@ -87,9 +91,10 @@ class HandleBackend:
     async def tool(self, name: str, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         part = "measurement" if name == "measurement" else "classification"
         method = getattr(self._handles[part], name)
-        result = await self._ask(part, method.remote(ecg_id, options), self._timeouts.tool_s)
-        detail: dict[str, Any] = result["detail"]
-        return detail
+        result: dict[str, Any] = await self._ask(
+            part, method.remote(ecg_id, options), self._timeouts.tool_s
+        )
+        return result
 
     async def chat(self, turn: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         deadline = time.monotonic() + self._timeouts.chat_s
@@ -154,6 +159,8 @@ class HandleToolbox:
         self._measurement = measurement
         self._classification = classification
         self._timeout_s = timeout_s
+        self.missing: set[str] = set()
+        """Parts of the service that a call of this turn needed and did not get."""
 
     def call(self, action: Action, *, question: str, previous: Sequence[ToolResult]) -> ToolResult:
         started = time.perf_counter()
@@ -164,7 +171,14 @@ class HandleToolbox:
         try:
             result = self._run(action, question, previous)
         except EcgAgentError as error:
+            if isinstance(error, ServiceError):
+                self.missing.add(TOOL_OF_ACTION[action])
             return failed_result(action, error.message, elapsed_ms())
+        except RayError:
+            # a fault within a tool takes that tool from the dialogue, not the dialogue itself
+            _log.exception("the %s tool failed", TOOL_OF_ACTION[action])
+            self.missing.add(TOOL_OF_ACTION[action])
+            return failed_result(action, "the tool failed", elapsed_ms())
         return ToolResult(
             tool=TOOL_OF_ACTION[action],
             action=action,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -11,12 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ecg_agent_ray.serving.config import LimitsConfig, is_loopback
 from ecg_agent_ray.serving.problems import problem
 
-__all__ = ["BodyLimit", "LocalOnly", "RequestContext"]
+__all__ = ["Admission", "BodyLimit", "LocalOnly", "RequestContext"]
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -85,12 +87,49 @@ def _route_of(scope: MutableMapping[str, Any]) -> str:
     return str(getattr(scope.get("route"), "path", "(none)"))
 
 
-class BodyLimit:
-    """413 for a body larger than its route may have, whether or not it announces its length."""
+class Admission:
+    """503 with Retry-After for requests beyond ``most`` at the same time.
 
-    def __init__(self, app: ASGIApp, limits: LimitsConfig, upload_path: str) -> None:
+    Serve's own refusals at the proxy are plain text, so this bound lies below Serve's. Health,
+    readiness and metrics always answer: an overloaded service is not a broken one.
+    """
+
+    ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+    def __init__(self, app: ASGIApp, most: int, on_refusal: Callable[[], None]) -> None:
+        self._app = app
+        self._most = most
+        self._on_refusal = on_refusal
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self.ALWAYS:
+            await self._app(scope, receive, send)
+            return
+        if self._running >= self._most:
+            self._on_refusal()
+            refusal = problem(
+                503, "the service is overloaded", request_id=scope["state"]["request_id"]
+            )
+            await refusal(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+
+
+class BodyLimit:
+    """413 for a body larger than its route may have, whether or not it announces its length.
+
+    408 for one that takes longer than ``body_s`` seconds to arrive.
+    """
+
+    def __init__(self, app: ASGIApp, limits: LimitsConfig, upload_path: str, body_s: float) -> None:
         self._app = app
         self._limits = limits
+        self._body_s = body_s
         self._upload_path = upload_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,23 +153,40 @@ class BodyLimit:
         if not announced.isdecimal() or int(announced) > most:
             await too_large(scope, receive, send)
             return
+        too_slow = problem(
+            408,
+            f"the request body did not arrive within {self._body_s:g} s",
+            request_id=scope["state"]["request_id"],
+            headers={"Connection": "close"},
+        )
         received = 0
-        exceeded = False
+        deadline = asyncio.get_running_loop().time() + self._body_s
+        complete = False
+        refusal: Response | None = None
         started = False
 
         async def counted_receive() -> Message:
-            nonlocal received, exceeded
-            message = await receive()
+            nonlocal received, complete, refusal
+            if complete:
+                # what comes now is the client's leaving, which streams wait for
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = too_slow
+                return {"type": "http.disconnect"}
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
                 if received > most:
-                    exceeded = True
+                    refusal = too_large
                     return {"type": "http.disconnect"}
             return message
 
         async def guarded_send(message: Message) -> None:
             nonlocal started
-            if exceeded and not started:
+            if refusal is not None and not started:
                 return
             started = True
             await send(message)
@@ -138,10 +194,10 @@ class BodyLimit:
         try:
             await self._app(scope, counted_receive, guarded_send)
         except Exception:
-            if not exceeded:
+            if refusal is None:
                 raise
-        if exceeded and not started:
-            await too_large(scope, receive, send)
+        if refusal is not None and not started:
+            await refusal(scope, receive, send)
 
 
 class LocalOnly:

@@ -1,118 +1,90 @@
-"""Which models the service loads, and why: a choice is always said, never silent."""
+"""Which models the service uses, and why: a choice is always said, never silent."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Literal
 
-from ecg_agent_ray.errors import ModelNotFoundError, ServiceError
+from ecg_agent_ray.errors import ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["AGENT_NAME", "ChosenModel", "LoadedPart", "choose_model"]
+__all__ = ["AUTO", "BUILTIN", "ChosenModel", "Kind", "choose_model"]
 
-AGENT_NAME = "ecg-agent"
-BUILTIN = "builtin:"
+Kind = Literal["agent", "classifier"]
 AUTO = "auto"
-
-_log = logging.getLogger(__name__)
-_T = TypeVar("_T")
+BUILTIN = "builtin:"
+_ALIASED = re.compile(r"models:/+(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model's URI, what its loader is given, and why it was taken."""
+    """What is to be loaded: ``uri`` as configured or found, ``version`` with its alias resolved.
+
+    ``evaluation`` holds the metrics logged with the version.
+    """
 
     uri: str
-    source: str
+    version: str
     reason: str
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+
+    def fetch(self, kind: Kind) -> str:
+        """What the loader is given: a folder, downloaded first where need be, or the URI itself.
+
+        Raises:
+            ModelNotFoundError: it has gone, or names another kind of model.
+        """
+        from ecg_agent_ray import registry
+
+        if self.version.startswith(("openai:", "base:")):
+            return self.version
+        return str(registry.resolve(self.version, kind=kind))
 
 
-def choose_model(uri: str, kind: str) -> ChosenModel:
-    """Find the model behind ``uri``; ``auto`` is the registered champion, else the shipped one.
+def choose_model(
+    uri: str, kind: Kind, leads: str = "12-lead", alias: str | None = None
+) -> ChosenModel:
+    """Find the version behind ``uri`` without loading it.
 
-    ``kind`` is ``agent`` or ``classifier``.
+    ``auto`` is the registered champion, else the shipped model. The configurations ``I`` and ``II``
+    have registered models of their own beside that of 12 leads; ``alias`` asks for another alias
+    than the configured one, such as ``challenger``.
 
     Raises:
-        ModelNotFoundError: an explicit URI names no model.
+        ModelNotFoundError: there is no such version; for ``leads`` other than ``12-lead`` or with
+            ``alias`` also where ``uri`` is no alias that another version could stand beside.
     """
-    from ecg_agent_ray import registry
+    from ecg_agent_ray.registry import model_name
 
-    if uri.startswith(("openai:", "base:")):
+    aside = leads != "12-lead" or alias is not None
+    match = _ALIASED.fullmatch(uri)
+    if uri != AUTO and (match is None or (aside and match["name"] != model_name(kind))):
+        if aside:
+            raise ModelNotFoundError(f"{uri} has no variants")
         return ChosenModel(uri, uri, "configured")
-    if uri != AUTO:
-        return ChosenModel(uri, str(registry.resolve(uri, kind=kind)), "configured")
-    champion = f"models:/ecg-{kind}@champion"
-    if _has_registry():
-        try:
-            path = registry.resolve(champion, kind=kind)
-            return ChosenModel(champion, str(path), "the registered champion")
-        except ModelNotFoundError as error:
-            reason = f"no champion: {error.message}"
-    else:
-        reason = "no registry here yet"
-    return ChosenModel(BUILTIN, str(registry.resolve(BUILTIN, kind=kind)), reason)
+    name = match["name"] if match and not aside else model_name(kind, leads)
+    wanted = alias or (match["alias"] if match else "champion")
+    try:
+        return _registered(name, wanted, "configured" if match else "the registered champion")
+    except ModelNotFoundError as error:
+        if uri != AUTO or aside:
+            raise
+        return ChosenModel(BUILTIN, BUILTIN, f"no champion: {error.message}")
 
 
-def _has_registry() -> bool:
+def _registered(name: str, alias: str, reason: str) -> ChosenModel:
+    _check_registry()
+    from ecg_agent_ray.registry.store import find_version, registry_client
+
+    found = find_version(registry_client(), name, alias)
+    return ChosenModel(f"models:/{name}@{alias}", found.uri, reason, found.metrics)
+
+
+def _check_registry() -> None:
     # asking a SQLite store that does not exist would create it, and import MLflow for seconds
     uri = load_settings().mlflow_uri
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
-
-
-class LoadedPart(Generic[_T]):
-    """A model that a replica holds, or the reason why it does not.
-
-    A replica whose model cannot be loaded stays up and says so, because Serve would otherwise hold
-    back the whole application for one missing part. Loading is tried again, at most every
-    ``retry_s`` seconds, when somebody asks for the part.
-
-    Args:
-        name: of the part, for messages.
-        load: returns the part and what is said about it in the readiness answer.
-    """
-
-    retry_s = 30.0
-
-    def __init__(self, name: str, load: Callable[[], tuple[_T, dict[str, Any]]]) -> None:
-        self._name = name
-        self._load = load
-        self._lock = threading.Lock()
-        self._part: _T | None = None
-        self._about: dict[str, Any] = {}
-        self._problem: str | None = None
-        self._tried_at = 0.0
-        self._try()
-
-    def get(self) -> _T:
-        """The part; raises :class:`ServiceError` while there is none."""
-        with self._lock:
-            if self._part is None and time.monotonic() - self._tried_at > self.retry_s:
-                self._try()
-            if self._part is None:
-                raise ServiceError(f"{self._name} is not available: {self._problem}")
-            return self._part
-
-    def status(self) -> dict[str, Any]:
-        return {
-            "ready": self._part is not None,
-            "problem": self._problem,
-            **self._about,
-        }
-
-    def _try(self) -> None:
-        started = time.monotonic()
-        self._tried_at = started
-        try:
-            self._part, self._about = self._load()
-        except Exception as error:  # model libraries raise whatever they like
-            self._problem = str(error) or type(error).__name__
-            _log.exception("cannot load %s", self._name)
-            return
-        self._problem = None
-        self._about |= {"loaded_at": time.time(), "load_s": round(time.monotonic() - started, 2)}
-        _log.info("loaded %s: %s", self._name, self._about)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ModelNotFoundError("no registry here yet")

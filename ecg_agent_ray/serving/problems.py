@@ -20,11 +20,11 @@ from ecg_agent_ray.errors import (
     ToolError,
     UnsupportedFormatError,
 )
+from ecg_agent_ray.serving.config import RETRY_AFTER_S
 
 __all__ = ["PROBLEM_SCHEMA", "install_problem_handlers", "problem", "status_of"]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_S = 5
 
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -18,12 +18,17 @@ from ecg_agent_ray.errors import EcgAgentError, InputError, ServiceError
 from ecg_agent_ray.serving.access import Services, Talker, find_owned, services_of
 from ecg_agent_ray.serving.problems import status_of
 from ecg_agent_ray.serving.routes_ecgs import lead_configuration_of
-from ecg_agent_ray.serving.schemas import ChatRequest
+from ecg_agent_ray.serving.schemas import ChatRequest, LeadConfiguration
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1", tags=["Chat"])
 _log = logging.getLogger(__name__)
+
+_LEADS_OF_MODEL: dict[str, LeadConfiguration] = {
+    "ecg-agent-lead-I": "I",
+    "ecg-agent-lead-II": "II",
+}
 
 KEEP_ALIVE_S = 15.0
 """A comment is sent after this much silence, since proxies drop connections that say nothing."""
@@ -43,7 +48,7 @@ async def chat_completions(body: ChatRequest, request: Request, caller: Talker) 
         if not caller.may("read"):
             raise HTTPException(403, "a dialogue about an ECG needs the scope 'read', too")
         meta = await find_owned(request, caller, body.ecg_agent.ecg_id)
-        wanted = body.ecg_agent.lead_configuration
+        wanted = body.ecg_agent.lead_configuration or _LEADS_OF_MODEL.get(body.model)
         turn["lead_configuration"] = lead_configuration_of(meta, wanted)
     events = services.backend.chat(turn)
     # waiting for the first event turns early failures into proper statuses
@@ -88,6 +93,8 @@ def _turn(body: ChatRequest, services: Services) -> dict[str, Any]:
         "ecg_id": body.ecg_agent.ecg_id,
         "lead_configuration": body.ecg_agent.lead_configuration,
         "steps": body.ecg_agent.steps,
+        "sampling": body.sampling(),
+        "sent_at": time.time(),
     }
 
 
@@ -220,6 +227,8 @@ def _report(final: Mapping[str, Any]) -> dict[str, Any]:
         "steps": final["steps"],
         "grounding": final["grounding"],
         "timings": final["timings"],
+        "degraded": final["degraded"],
+        "version": final["version"],
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from ecg_agent_ray.errors import EcgAgentError, LeadError
 from ecg_agent_ray.serving.access import OwnedEcg, Reader, Services, services_of
+from ecg_agent_ray.serving.idempotency import IN_PROGRESS, upload_once
 from ecg_agent_ray.serving.schemas import (
     ClassificationRequest,
     EcgBody,
@@ -46,13 +47,38 @@ _UPLOAD_BODY = {
 }
 
 
-@router.post("/ecgs", status_code=201, response_model=EcgBody, openapi_extra=_UPLOAD_BODY)
-async def add_ecg(request: Request, caller: Reader) -> dict[str, Any]:
+@router.post(
+    "/ecgs",
+    status_code=201,
+    response_model=EcgBody,
+    openapi_extra=_UPLOAD_BODY,
+    responses={409: IN_PROGRESS},
+)
+async def add_ecg(
+    request: Request,
+    response: Response,
+    caller: Reader,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=128,
+            description="An upload sent again with the same key gives the ECG of the first time.",
+        ),
+    ] = None,
+) -> dict[str, Any]:
     """Upload one ECG. The files are parsed and not kept; the signal is."""
     services = services_of(request)
     try:
         files = await _uploaded_files(request, services)
-        meta = await services.backend.add_ecg(files, caller.name)
+        if idempotency_key is None:
+            meta = await services.backend.add_ecg(files, caller.name)
+        else:
+            meta, replayed = await upload_once(services, caller.name, idempotency_key, files)
+            if replayed:
+                response.headers["Idempotent-Replayed"] = "true"
+                services.audit(request, caller, meta.id)
+                return meta.public()
     except EcgAgentError as error:
         services.metrics.refused_uploads.labels(type(error).__name__).inc()
         raise
@@ -60,7 +86,21 @@ async def add_ecg(request: Request, caller: Reader) -> dict[str, Any]:
         services.metrics.refused_uploads.labels(str(error.status_code)).inc()
         raise
     services.audit(request, caller, meta.id)
+    _observe(services, meta)
     return meta.public()
+
+
+def _observe(services: Services, meta: EcgMeta) -> None:
+    statuses = [str(found["status"]) for found in meta.quality.values()]
+    services.metrics.observe_upload(_leads_of(meta), meta.format, statuses)
+
+
+def _leads_of(meta: EcgMeta) -> str:
+    """The lead configuration as a metric's label; ``other`` for a recording that has none."""
+    try:
+        return lead_configuration_of(meta, None)
+    except LeadError:
+        return "other"
 
 
 async def _uploaded_files(request: Request, services: Services) -> list[tuple[str, bytes]]:
@@ -99,6 +139,7 @@ async def add_sample(record_id: str, request: Request, caller: Reader) -> dict[s
     services = services_of(request)
     meta = await services.backend.add_sample(record_id, caller.name)
     services.audit(request, caller, meta.id)
+    _observe(services, meta)
     return meta.public()
 
 
@@ -111,7 +152,8 @@ async def describe(meta: OwnedEcg) -> dict[str, Any]:
 @router.delete("/ecgs/{ecg_id}", status_code=204)
 async def delete(meta: OwnedEcg, request: Request) -> None:
     """Delete the ECG and all that is kept about it."""
-    await run_in_threadpool(services_of(request).store.delete, meta.id)
+    services = services_of(request)
+    await services.stored(services.store.delete, meta.id)
 
 
 @router.get("/ecgs/{ecg_id}/signal")
@@ -156,7 +198,7 @@ async def measurement(
 ) -> dict[str, Any]:
     """Heart rate, PR, QRS, QT and QTc, as `ecg-agent measure --json` gives them."""
     options = (body or MeasurementRequest()).model_dump()
-    return await services_of(request).backend.tool("measurement", meta.id, options)
+    return await _detail(request, meta, "measurement", options)
 
 
 @router.post("/ecgs/{ecg_id}/classification")
@@ -166,7 +208,7 @@ async def classification(
     """Probabilities of the classifier's labels, as `ecg-agent classify --json` gives them."""
     options = (body or ClassificationRequest()).model_dump()
     options["leads"] = lead_configuration_of(meta, options["leads"])
-    return await services_of(request).backend.tool("classification", meta.id, options)
+    return await _detail(request, meta, "classification", options)
 
 
 @router.post("/ecgs/{ecg_id}/explanation")
@@ -174,7 +216,17 @@ async def explanation(meta: OwnedEcg, request: Request, body: ExplanationRequest
     """Where in the signal a label comes from, as `ecg-agent explain --json` gives it."""
     options = body.model_dump()
     options["leads"] = lead_configuration_of(meta, options["leads"])
-    return await services_of(request).backend.tool("explanation", meta.id, options)
+    return await _detail(request, meta, "explanation", options)
+
+
+async def _detail(
+    request: Request, meta: EcgMeta, tool: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    services = services_of(request)
+    result = await services.backend.tool(tool, meta.id, options)
+    services.metrics.observe_tool(tool, options.get("leads") or _leads_of(meta), result)
+    detail: dict[str, Any] = result["detail"]
+    return detail
 
 
 def lead_configuration_of(meta: EcgMeta, wanted: LeadConfiguration | None) -> LeadConfiguration:

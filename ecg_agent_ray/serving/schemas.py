@@ -161,4 +161,25 @@ class ChatRequest(BaseModel):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=1, ge=1, le=1, description="Only one answer is given.")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, description="0, the default, always gives the likeliest words."
+    )
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="Tokens of one message of the agent's, at most."
+    )
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="The newer name of `max_tokens`."
+    )
     ecg_agent: EcgAgentOptions = EcgAgentOptions()
+
+    def sampling(self) -> dict[str, Any]:
+        """What was asked of the generation, as arguments of ``Agent.run``."""
+        asked = {
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in asked.items() if value is not None}

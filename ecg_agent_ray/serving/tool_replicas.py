@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.ecg import Recording
-from ecg_agent_ray.errors import RecordingError
+from ecg_agent_ray.errors import RecordingError, ToolError
 from ecg_agent_ray.serving.config import ServiceConfig
+from ecg_agent_ray.serving.followed import ModelSet
 from ecg_agent_ray.serving.logs import configure_replica_logs
-from ecg_agent_ray.serving.models import LoadedPart, choose_model
+from ecg_agent_ray.serving.models import ChosenModel
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 from ecg_agent_ray.serving.uploads import read_upload
 
-__all__ = ["ClassificationReplica", "MeasurementReplica"]
+__all__ = ["ClassificationReplica", "MeasurementReplica", "compare"]
+
+_log = logging.getLogger(__name__)
 
 
 class _Replica:
@@ -53,18 +58,20 @@ class MeasurementReplica(_Replica):
     def status(self) -> dict[str, Any]:
         return {"ready": True, "problem": None}
 
-    def add_ecg(self, files: Sequence[tuple[str, bytes]], owner: str) -> EcgMeta:
-        return self._add(read_upload(files, self.config.limits), owner)
+    def add_ecg(
+        self, files: Sequence[tuple[str, bytes]], owner: str, ecg_id: str | None = None
+    ) -> EcgMeta:
+        return self._add(read_upload(files, self.config.limits), owner, ecg_id)
 
     def add_sample(self, record_id: str, owner: str) -> EcgMeta:
         return self._add(ecg.sample(record_id), owner)
 
-    def _add(self, recording: Recording, owner: str) -> EcgMeta:
+    def _add(self, recording: Recording, owner: str, ecg_id: str | None = None) -> EcgMeta:
         quality = {
             lead: {"status": str(found.status), "reason": found.reason}
             for lead, found in ecg.assess_quality(recording).items()
         }
-        return self.store.add(recording, quality, owner)
+        return self.store.add(recording, quality, owner, ecg_id)
 
     def measurement(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """``{"detail": the CLI's JSON, "output": the dialogue form}``, as the other tools."""
@@ -118,36 +125,78 @@ def _both(result: Any) -> dict[str, Any]:
 
 
 class ClassificationReplica(_Replica):
-    """The classifier and its explanations; loads whatever ``config.classifier`` names."""
+    """The classifiers and their explanations; follows whatever ``config.classifier`` names."""
 
     def __init__(self, config: ServiceConfig) -> None:
         super().__init__(config)
-        self._classifier: LoadedPart[Any] = LoadedPart("the classifier", self._load)
-
-    def _load(self) -> tuple[Any, dict[str, Any]]:
         import torch
 
-        from ecg_agent_ray import tools
+        torch.set_num_threads(config.deployments.classification.threads)
+        self._models: ModelSet[Any] = ModelSet(
+            "classifier", config.classifier, self._load, config.models
+        )
+
+    def _load(self, chosen: ChosenModel, leads: str) -> tuple[Any, dict[str, Any]]:
         from ecg_agent_ray.classifier import load_classifier
 
-        torch.set_num_threads(self.config.deployments.classification.threads)
-        chosen = choose_model(self.config.classifier, "classifier")
-        classifier = load_classifier(chosen.source)
-        # the first pass compiles and allocates; better here than in somebody's request
-        tools.classify(ecg.read(ecg.samples()[0]), model=classifier)
-        return classifier, {"uri": chosen.uri, "reason": chosen.reason}
+        classifier = load_classifier(chosen.fetch("classifier"))
+        # clients are told the version, not a path of this machine
+        classifier = replace(classifier, uri=chosen.version)
+        _try_classifier(classifier, leads)
+        return classifier, {}
 
     def status(self) -> dict[str, Any]:
-        return self._classifier.status()
+        return self._models.status()
 
     def classification(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As :meth:`MeasurementReplica.measurement`, with ``canary`` for the challenger's share."""
         from ecg_agent_ray import tools
 
-        model = self._classifier.get()
-        return _both(tools.classify(self.recording(ecg_id), model=model, **options))
+        recording = self.recording(ecg_id)
+        model, arm = self._models.pick(options["leads"], ecg_id)
+        result = tools.classify(recording, model=model.part, **options)
+        if arm == "champion":
+            return _both(result)
+        champion = self._models.champion(options["leads"])
+        usual = tools.classify(recording, model=champion.part, **options)
+        return _both(result) | {"canary": compare(usual.to_dict(), result.to_dict())}
 
     def explanation(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         from ecg_agent_ray import tools
 
-        model = self._classifier.get()
-        return _both(tools.explain(self.recording(ecg_id), model=model, **options))
+        model, _ = self._models.pick(options["leads"], ecg_id)
+        return _both(tools.explain(self.recording(ecg_id), model=model.part, **options))
+
+
+def _try_classifier(classifier: Any, leads: str) -> None:
+    """Classify a shipped record, which also compiles and allocates before anybody's request.
+
+    Raises:
+        ToolError: a probability is none.
+    """
+    from ecg_agent_ray import tools
+
+    found = tools.classify(ecg.read(ecg.samples()[0]), model=classifier, leads=leads).to_dict()
+    given = [p for p in found["labels"].values() if p is not None]
+    if not given or not all(0 <= p <= 1 for p in given):
+        raise ToolError("the classifier gives no probabilities for a shipped record")
+
+
+def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any]) -> dict[str, Any]:
+    """How far two classifications of the same ECG are apart; logged, without the ECG's id."""
+    before, after = champion["labels"], challenger["labels"]
+    both = [k for k in before if before[k] is not None and after.get(k) is not None]
+    found = {
+        "champion": champion["model"],
+        "challenger": challenger["model"],
+        "disagree": sorted(set(champion["positive"]) ^ set(challenger["positive"])),
+        "largest_difference": round(max((abs(before[k] - after[k]) for k in both), default=0.0), 4),
+    }
+    _log.info(
+        "canary champion=%s challenger=%s disagree=%s largest_difference=%s",
+        found["champion"],
+        found["challenger"],
+        ",".join(found["disagree"]) or "-",
+        found["largest_difference"],
+    )
+    return found

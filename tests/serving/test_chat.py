@@ -30,8 +30,12 @@ def ask(client: openai.OpenAI, ecg_id: str | None, *said: str, **more: Any) -> A
 
 
 def test_models(client: openai.OpenAI, service: Any) -> None:
-    (model,) = client.models.list().data
-    assert model.id == "ecg-agent"
+    listed = client.models.list().data
+    assert [model.id for model in listed] == ["ecg-agent", "ecg-agent-lead-I", "ecg-agent-lead-II"]
+    model = client.models.retrieve("ecg-agent")
+    assert model == listed[0]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
     about = model.ecg_agent["agent"]
     assert about["ready"] is True
     assert about["uri"] == str(service.agent_folder)

@@ -21,7 +21,6 @@ from ecg_agent_ray import ecg
 from ecg_agent_ray.errors import ConfigError, ServiceError
 from ecg_agent_ray.serving import ServiceConfig, load_service_config, running_service
 from ecg_agent_ray.serving.config import LimitsConfig
-from ecg_agent_ray.serving.models import LoadedPart
 from ecg_agent_ray.serving.store import EcgStore
 from ecg_agent_ray.serving.uploads import safe_name
 from ecg_agent_ray.shipped import shipped
@@ -37,7 +36,7 @@ def test_ready_and_all_parts_there(service: Any) -> None:
     assert set(parts) == {"measurement", "classification", "agent"}
     # nothing is registered in a fresh state folder, and the service says so
     assert parts["classification"]["uri"] == "builtin:"
-    assert parts["classification"]["reason"] == "no registry here yet"
+    assert parts["classification"]["reason"] == "no champion: no registry here yet"
 
 
 def test_metrics_count_without_naming(service: Any, ecg_id: str) -> None:
@@ -167,24 +166,6 @@ def test_store_on_another_file_system() -> None:
 def test_safe_names(name: str, safe: str) -> None:
     assert safe_name(name) == safe
     assert len(safe_name(name)) <= 80
-
-
-def test_a_part_that_cannot_load_says_why_and_tries_again() -> None:
-    attempts = []
-
-    def load() -> tuple[str, dict[str, Any]]:
-        attempts.append(1)
-        if len(attempts) == 1:
-            raise OSError("the disk is away")
-        return "part", {"uri": "u"}
-
-    part = LoadedPart("the part", load)
-    assert part.status()["ready"] is False
-    with pytest.raises(ServiceError, match="the disk is away"):
-        part.get()
-    part.retry_s = 0.0
-    assert part.get() == "part"
-    assert part.status()["uri"] == "u"
 
 
 def test_limits_are_documented_with_units() -> None:
