@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -77,23 +77,19 @@ class HandleBackend:
         )
 
     async def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
-        handle = self._handles["measurement"]
-        return await self._ask(
-            "measurement", handle.signal.remote(ecg_id, options), self._timeouts.tool_s
-        )
+        method = self._handles["measurement"].signal
+        found: bytes = await self._read("measurement", method, ecg_id, options)
+        return found
 
     async def plot(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
-        handle = self._handles["measurement"]
-        return await self._ask(
-            "measurement", handle.plot.remote(ecg_id, options), self._timeouts.tool_s
-        )
+        method = self._handles["measurement"].plot
+        found: bytes = await self._read("measurement", method, ecg_id, options)
+        return found
 
     async def tool(self, name: str, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         part = "measurement" if name == "measurement" else "classification"
         method = getattr(self._handles[part], name)
-        result: dict[str, Any] = await self._ask(
-            part, method.remote(ecg_id, options), self._timeouts.tool_s
-        )
+        result: dict[str, Any] = await self._read(part, method, ecg_id, options)
         return result
 
     async def chat(self, turn: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -124,6 +120,15 @@ class HandleBackend:
             return await self._ask(part, handle.status.remote(), self._timeouts.ready_s)
         except (EcgAgentError, RayError) as error:
             return {"ready": False, "problem": str(error)}
+
+    async def _read(self, part: str, method: Any, *args: Any) -> Any:
+        """A call that changes nothing, made again where the replica died under it."""
+        try:
+            return await self._ask(part, method.remote(*args), self._timeouts.tool_s)
+        except ServiceError as error:
+            if not isinstance(error.__cause__, ActorDiedError | ActorUnavailableError):
+                raise
+        return await self._ask(part, method.remote(*args), self._timeouts.tool_s)
 
     async def _ask(self, part: str, call: Awaitable[_T], timeout_s: float) -> _T:
         try:
@@ -213,9 +218,15 @@ class HandleToolbox:
         return str(next(iter(found["positive"]), None) or max(assessed, key=lambda k: assessed[k]))
 
     def _ask(self, handle: DeploymentHandle, tool: str, options: dict[str, Any]) -> dict[str, Any]:
+        method = getattr(handle, tool)
         try:
-            call = getattr(handle, tool).remote(self._ecg_id, options)
-            answer: dict[str, Any] = call.result(timeout_s=self._timeout_s)
+            try:
+                call = method.remote(self._ecg_id, options)
+                answer: dict[str, Any] = call.result(timeout_s=self._timeout_s)
+            except (ActorDiedError, ActorUnavailableError):
+                # its replica died; tools change nothing, so another one may be asked
+                call = method.remote(self._ecg_id, options)
+                answer = call.result(timeout_s=self._timeout_s)
         except (RayError, RayServeException, TimeoutError, EcgAgentError) as error:
             raise as_service_error(error, f"the {tool} tool") from error
         return answer

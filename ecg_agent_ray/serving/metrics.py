@@ -143,6 +143,10 @@ class ServiceMetrics:
         samples = next(iter(self.evaluation.collect())).samples
         return [(s.labels["kind"], s.labels["version"], s.labels["metric"]) for s in samples]
 
+    def families(self) -> list[Metric]:
+        """Every metric there is, those that counted nothing yet among them."""
+        return list(self._registry.collect())
+
     def render(self) -> bytes:
         return generate_latest(_WithReplica(self._registry, self._replica))  # type: ignore[arg-type]
 

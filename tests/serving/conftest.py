@@ -6,21 +6,27 @@ constrained by the grammar, so every turn is a well-formed one.
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import pytest
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.agent.load import AgentManifest, write_manifest
+from ecg_agent_ray.plugins.tracking import configure
+from ecg_agent_ray.registry import ModelVersion, log_classifier, resolve
 from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
 from ecg_agent_ray.serving.config import (
     DeploymentConfig,
     DeploymentsConfig,
     LimitsConfig,
+    ModelsConfig,
     TimeoutsConfig,
 )
 
@@ -28,6 +34,15 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Replicas own their process and its log; here they are made within a test."""
+    logger = logging.getLogger("ecg_agent_ray")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class Service:
     tokens_file: Path
     store: Path
     agent_folder: Path
+    registry: str
+    """URI of the MLflow store whose champion classifier is followed."""
 
     def client(self, name: str | None = "alice") -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
@@ -93,9 +110,15 @@ def tiny_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(
-    tmp_path_factory: pytest.TempPathFactory, tiny_agent: Path, ray_cluster: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_agent: Path,
+    ray_cluster: Any,
+    empty_database: Path,
 ) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    registry = f"sqlite:///{folder / 'mlflow.db'}"
+    register_classifier(registry, "champion")
     tokens_file = folder / "tokens"
     scopes = {"alice": ["read", "chat"], "bob": ["read", "chat"], "reader": ["read"]}
     tokens = {name: TokenFile(tokens_file).create(name, names) for name, names in scopes.items()}
@@ -106,6 +129,8 @@ def service(
         classifier="auto",
         store=str(folder / "ecgs"),
         tokens_file=tokens_file,
+        tracking_uri=registry,
+        models=ModelsConfig(follow_s=2),
         # a busy machine is not a missing part
         timeouts=TimeoutsConfig(ready_s=30),
         limits=LimitsConfig(upload_bytes=2_000_000, duration_s=60, messages=12, message_chars=500),
@@ -116,8 +141,24 @@ def service(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ECG_AGENT_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        mlflow.set_tracking_uri(None)
         with running_service(config) as url:
-            yield Service(url, tokens, tokens_file, folder / "ecgs", tiny_agent)
+            yield Service(url, tokens, tokens_file, folder / "ecgs", tiny_agent, registry)
+
+
+def register_classifier(
+    store: str, alias: str | None = None, folder: Path | None = None
+) -> ModelVersion:
+    """The shipped classifier, or that in ``folder``, as a new version in ``store``."""
+    configure(store, artifact_root=Path(store.removeprefix("sqlite:///")).parent / "artifacts")
+    mlflow.set_experiment("serving")
+    with mlflow.start_run() as run:
+        return log_classifier(
+            folder or resolve("builtin:classifier"),
+            run_id=run.info.run_id,
+            metrics={"macro_auroc": 0.9},
+            alias=alias,
+        )
 
 
 def wfdb_parts(header: Path) -> list[tuple[str, tuple[str, bytes]]]:

@@ -34,9 +34,9 @@ def test_ready_and_all_parts_there(service: Any) -> None:
     assert answer.json()["degraded"] == []
     parts = answer.json()["parts"]
     assert set(parts) == {"measurement", "classification", "agent"}
-    # nothing is registered in a fresh state folder, and the service says so
-    assert parts["classification"]["uri"] == "builtin:"
-    assert parts["classification"]["reason"] == "no champion: no registry here yet"
+    assert parts["classification"]["uri"] == "models:/ecg-classifier@champion"
+    assert parts["classification"]["reason"] == "the registered champion"
+    assert parts["agent"]["reason"] == "configured"
 
 
 def test_metrics_count_without_naming(service: Any, ecg_id: str) -> None:
@@ -224,9 +224,9 @@ def test_a_killed_part_degrades_and_comes_back(service: Any, ecg_id: str) -> Non
     """kill -9 of the classifier: measuring goes on, classifying is right or a 503 for a while."""
     with service.client() as client:
         expected = client.post(f"/v1/ecgs/{ecg_id}/classification").json()
-        for process in psutil.process_iter(["name"]):
+        for process in psutil.Process().children(recursive=True):
             # Ray names a worker after the actor it runs
-            if (process.info["name"] or "").startswith("ray::ServeReplica:ecg-agent:classif"):
+            if process.name().startswith("ray::ServeReplica:ecg-agent:classif"):
                 process.kill()
         statuses = []
         deadline = time.monotonic() + 120

@@ -1,0 +1,117 @@
+"""The service under load, under kill -9, under fuzzing, in one local run on loopback.
+
+    python benchmarks/serving.py                                # all parts, some ten minutes
+    python benchmarks/serving.py overhead crowd --crowd-s 120   # some parts
+    python benchmarks/serving.py fuzz --requests 10000 --output fuzz.json
+
+Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of each
+kind of replica and of the proxy, `owners` of many ECGs, `fuzz` over the OpenAPI document and over
+damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests and
+time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a 500, a
+wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from serving_fuzz import fuzz
+from serving_load import Bench, crowd, kill, overhead, owners
+
+PARTS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
+    "overhead": overhead,
+    "crowd": crowd,
+    "kill": kill,
+    "owners": owners,
+    "fuzz": fuzz,
+}
+
+
+def main() -> int:
+    args = _arguments()
+    parts = args.parts or list(PARTS)
+    results: dict[str, Any] = {
+        "haproxy": args.haproxy,
+        "cpus": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "load_average_before": os.getloadavg()[0],
+    }
+    with _service(args) as bench:
+        for part in parts:
+            print(f"{part} …", file=sys.stderr, flush=True)
+            try:
+                results[part] = PARTS[part](bench, args)
+            except Exception as error:  # one part's trouble must not cost the others' results
+                results[part] = {"faults": [f"{type(error).__name__}: {error}"]}
+            print(json.dumps({part: results[part]}), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    faults = [fault for part in parts for fault in results[part].get("faults", [])]
+    for fault in faults:
+        print(f"fault: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("--haproxy", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--agent", default="builtin:", help="URI of the agent")
+    parser.add_argument("--rounds", type=int, default=200, help="overhead: measurements")
+    parser.add_argument("--crowd-s", type=float, default=120, help="crowd: seconds of the many")
+    parser.add_argument("--clients", type=int, default=200, help="crowd: how many are many")
+    parser.add_argument("--ecgs", type=int, default=1000, help="owners: ECGs")
+    parser.add_argument("--requests", type=int, default=10_000, help="fuzz: requests")
+    parser.add_argument("--output", type=Path, help="JSON of all results")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def _service(args: argparse.Namespace) -> Iterator[Bench]:
+    """Two replicas of every kind but the agent, tokens on, a store of its own."""
+    with tempfile.TemporaryDirectory(prefix="ecg-bench-") as name:
+        folder = Path(name)
+        os.environ |= {
+            "ECG_AGENT_HOME": str(folder / "home"),
+            "RAY_SERVE_ENABLE_HA_PROXY": str(int(args.haproxy)),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        }
+        # only now, since Ray reads these where it is imported
+        from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
+        from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig
+
+        names = [f"owner-{i}" for i in range(10)]
+        tokens_file = folder / "tokens"
+        tokens = {n: TokenFile(tokens_file).create(n, ["read", "chat"]) for n in names}
+        pair = DeploymentConfig(num_replicas=2, num_cpus=0.1, graceful_shutdown_s=2)
+        config = ServiceConfig(
+            port=0,
+            agent=args.agent,
+            classifier="builtin:",
+            store=str(folder / "ecgs"),
+            tokens_file=tokens_file,
+            deployments=DeploymentsConfig(
+                ingress=pair.model_copy(update={"max_ongoing_requests": 256}),
+                measurement=pair,
+                classification=pair,
+                agent=DeploymentConfig(num_cpus=0.1, max_queued_requests=16),
+            ),
+        )
+        with running_service(config, start_timeout_s=400) as url:
+            yield Bench(url, tokens, str(folder / "ecgs"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""A new champion takes over under load, and a broken one does not; no request fails."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ecg_agent_ray.registry import ModelVersion, resolve
+
+PERIOD_S = 0.05
+"""Between two requests: 20 a second."""
+
+
+class Load:
+    """Measurements at a steady rate, with a classification among every ten."""
+
+    def __init__(self, service: Any, ecg_id: str) -> None:
+        self.statuses: Counter[int | str] = Counter()
+        self.models: list[str] = []
+        self._service = service
+        self._ecg_id = ecg_id
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        with self._service.client() as client:
+            due = time.monotonic() + number * PERIOD_S
+            for turn in range(100_000):
+                if self._stop.wait(max(0.0, due - time.monotonic())):
+                    return
+                due = max(due + PERIOD_S * len(self._threads), time.monotonic())
+                tool = "classification" if turn % 10 == 0 else "measurement"
+                try:
+                    answer = client.post(f"/v1/ecgs/{self._ecg_id}/{tool}")
+                except Exception as error:
+                    self.statuses[type(error).__name__] += 1
+                    continue
+                self.statuses[answer.status_code] += 1
+                if tool == "classification" and answer.status_code == 200:
+                    self.models.append(answer.json()["model"])
+
+
+def test_a_new_champion_under_load(service: Any, ecg_id: str, tmp_path: Path) -> None:
+    before = in_use(service)["version"]
+    second = register(service)
+    with Load(service, ecg_id) as load:
+        wait_until(lambda: before in load.models, "an answer of the first")
+        point(second)
+        wait_until(lambda: second.uri in load.models, "an answer of the second")
+        wait_until(lambda: in_use(service)["version"] == second.uri, "the second in use")
+        broken = register(service, broken_copy(tmp_path / "broken"))
+        point(broken)
+        wait_until(lambda: "rejected" in in_use(service), "the broken one refused")
+        seen = len(load.models)
+        wait_until(lambda: len(load.models) > seen + 3, "more answers")
+    assert in_use(service)["rejected"]["version"] == broken.uri
+    assert in_use(service)["version"] == second.uri
+    point(second)
+    assert set(load.statuses) == {200}, load.statuses
+    assert load.statuses[200] > 20
+    assert set(load.models) == {before, second.uri}
+    # once the second answered, the first answers no more
+    assert before not in load.models[load.models.index(second.uri) + 4 :]
+
+
+def in_use(service: Any) -> dict[str, Any]:
+    with service.client() as client:
+        found: dict[str, Any] = client.get("/readyz").json()["parts"]["classification"]
+    return found
+
+
+def register(service: Any, folder: Path | None = None) -> ModelVersion:
+    configure(service.registry)
+    mlflow.set_experiment("serving")
+    with mlflow.start_run() as run:
+        return log_classifier(
+            folder or resolve("builtin:classifier"), run_id=run.info.run_id, alias=None
+        )
+
+
+def point(version: ModelVersion) -> None:
+    mlflow.MlflowClient().set_registered_model_alias(version.name, "champion", str(version.version))
+
+
+def broken_copy(folder: Path) -> Path:
+    """Weights that load and give no numbers."""
+    shutil.copytree(resolve("builtin:classifier"), folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(
+        {k: np.full_like(v, np.nan) for k, v in weights.items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+def wait_until(true: Any, what: str, timeout_s: float = 180.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if true():
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
