@@ -4,9 +4,9 @@
     python benchmarks/serving.py overhead crowd --crowd-s 120   # some parts
     python benchmarks/serving.py fuzz --requests 10000 --output fuzz.json
 
-Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of each
-kind of replica and of the proxy, `owners` of many ECGs, `fuzz` over the OpenAPI document and over
-damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests and
+Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of
+each kind of replica and of the proxy, `owners` of many ECGs, `fuzz` over the OpenAPI document and
+over damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests and
 time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a 500, a
 wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
 """
@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from serving_fuzz import fuzz
 from serving_load import Bench, crowd, kill, overhead, owners
@@ -47,18 +47,23 @@ def main() -> int:
     }
     with _service(args) as bench:
         for part in parts:
-            print(f"{part} …", file=sys.stderr, flush=True)
+            _say(sys.stderr, f"{part} …")
             try:
                 results[part] = PARTS[part](bench, args)
             except Exception as error:  # one part's trouble must not cost the others' results
                 results[part] = {"faults": [f"{type(error).__name__}: {error}"]}
-            print(json.dumps({part: results[part]}), flush=True)
+            _say(sys.stdout, json.dumps({part: results[part]}))
     if args.output:
         args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     faults = [fault for part in parts for fault in results[part].get("faults", [])]
     for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
+        _say(sys.stderr, f"fault: {fault}")
     return 1 if faults else 0
+
+
+def _say(where: TextIO, line: str) -> None:
+    where.write(line + "\n")
+    where.flush()
 
 
 def _arguments() -> argparse.Namespace:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
+import itertools
 import json
 import random
 import statistics
@@ -194,7 +196,7 @@ def crowd(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kill(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """kill -9 of one replica of each kind, and of the proxy, while 8 clients measure and classify."""
+    """kill -9 of one replica of each kind, and of the proxy, while 8 clients use the tools."""
     ids = bench.ecgs(12)
     expected: dict[str, Any] = {}
     with bench.client() as client:
@@ -246,7 +248,7 @@ async def _kill_and_watch(victim: psutil.Process) -> float:
 
 def _longest_gap(moments: list[float]) -> float:
     ordered = sorted(moments)
-    return max((b - a for a, b in zip(ordered, ordered[1:], strict=False)), default=0.0)
+    return max((b - a for a, b in itertools.pairwise(ordered)), default=0.0)
 
 
 def _wait_all_ready(bench: Bench, timeout_s: float = 180) -> None:
@@ -254,10 +256,8 @@ def _wait_all_ready(bench: Bench, timeout_s: float = 180) -> None:
     with bench.client() as client:
         while time.monotonic() < deadline:
             with_all = False
-            try:
+            with contextlib.suppress(httpx.HTTPError, ValueError):
                 with_all = client.get("/readyz").json().get("degraded") == []
-            except (httpx.HTTPError, ValueError):
-                pass
             if with_all and len(bench.processes("ray::ServeReplica:ecg-agent:")) >= 7:
                 return
             time.sleep(0.5)
