@@ -6,9 +6,9 @@
 
 Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of
 each kind of replica and of the proxy, `owners` of many ECGs, `fuzz` over the OpenAPI document and
-over damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests and
-time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a 500, a
-wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
+over damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests
+and time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a
+500, a wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,18 @@ class Service:
     def client(self, name: str | None = "alice") -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.tokens[name]}"} if name else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=180)
+
+    def register(self, folder: Path | None = None, alias: str | None = None) -> ModelVersion:
+        """The shipped classifier, or that in ``folder``, as a new version."""
+        configure(self.registry, artifact_root=self.store.parent / "artifacts")
+        mlflow.set_experiment("Default")
+        with mlflow.start_run() as run:
+            return log_classifier(
+                folder or resolve("builtin:classifier"),
+                run_id=run.info.run_id,
+                metrics={"macro_auroc": 0.9},
+                alias=alias,
+            )
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +130,6 @@ def service(
     folder = tmp_path_factory.mktemp("service")
     shutil.copy(empty_database, folder / "mlflow.db")
     registry = f"sqlite:///{folder / 'mlflow.db'}"
-    register_classifier(registry, "champion")
     tokens_file = folder / "tokens"
     scopes = {"alice": ["read", "chat"], "bob": ["read", "chat"], "reader": ["read"]}
     tokens = {name: TokenFile(tokens_file).create(name, names) for name, names in scopes.items()}
@@ -141,24 +152,11 @@ def service(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ECG_AGENT_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        known = Service("", tokens, tokens_file, folder / "ecgs", tiny_agent, registry)
+        known.register(alias="champion")
         mlflow.set_tracking_uri(None)
         with running_service(config) as url:
-            yield Service(url, tokens, tokens_file, folder / "ecgs", tiny_agent, registry)
-
-
-def register_classifier(
-    store: str, alias: str | None = None, folder: Path | None = None
-) -> ModelVersion:
-    """The shipped classifier, or that in ``folder``, as a new version in ``store``."""
-    configure(store, artifact_root=Path(store.removeprefix("sqlite:///")).parent / "artifacts")
-    mlflow.set_experiment("serving")
-    with mlflow.start_run() as run:
-        return log_classifier(
-            folder or resolve("builtin:classifier"),
-            run_id=run.info.run_id,
-            metrics={"macro_auroc": 0.9},
-            alias=alias,
-        )
+            yield replace(known, url=url)
 
 
 def wfdb_parts(header: Path) -> list[tuple[str, tuple[str, bytes]]]:

@@ -60,13 +60,13 @@ class Load:
 
 def test_a_new_champion_under_load(service: Any, ecg_id: str, tmp_path: Path) -> None:
     before = in_use(service)["version"]
-    second = register(service)
+    second = service.register()
     with Load(service, ecg_id) as load:
         wait_until(lambda: before in load.models, "an answer of the first")
         point(second)
         wait_until(lambda: second.uri in load.models, "an answer of the second")
         wait_until(lambda: in_use(service)["version"] == second.uri, "the second in use")
-        broken = register(service, broken_copy(tmp_path / "broken"))
+        broken = service.register(broken_copy(tmp_path / "broken"))
         point(broken)
         wait_until(lambda: "rejected" in in_use(service), "the broken one refused")
         seen = len(load.models)
@@ -85,15 +85,6 @@ def in_use(service: Any) -> dict[str, Any]:
     with service.client() as client:
         found: dict[str, Any] = client.get("/readyz").json()["parts"]["classification"]
     return found
-
-
-def register(service: Any, folder: Path | None = None) -> ModelVersion:
-    configure(service.registry)
-    mlflow.set_experiment("serving")
-    with mlflow.start_run() as run:
-        return log_classifier(
-            folder or resolve("builtin:classifier"), run_id=run.info.run_id, alias=None
-        )
 
 
 def point(version: ModelVersion) -> None:

@@ -17,11 +17,9 @@ import psutil
 import pytest
 import yaml
 
-from ecg_agent_ray import ecg
 from ecg_agent_ray.errors import ConfigError, ServiceError
 from ecg_agent_ray.serving import ServiceConfig, load_service_config, running_service
 from ecg_agent_ray.serving.config import LimitsConfig
-from ecg_agent_ray.serving.store import EcgStore
 from ecg_agent_ray.serving.uploads import safe_name
 from ecg_agent_ray.shipped import shipped
 
@@ -129,25 +127,6 @@ def test_a_taken_port_is_said(ray_cluster: Any) -> None:
         config = ServiceConfig(port=taken.getsockname()[1])
         with pytest.raises(ServiceError, match="cannot listen"), running_service(config):
             pass
-
-
-def test_store_expires_and_keeps(tmp_path: Path) -> None:
-    store = EcgStore(str(tmp_path / "s"))
-    meta = store.add(ecg.sample(3), {}, "a")
-    assert store.recording(meta.id) == ecg.sample(3)
-    assert store.expire(3600) == 0
-    time.sleep(0.01)
-    assert store.expire(0.001) == 1
-    assert store.recording(meta.id) is None
-    assert list((tmp_path / "s").iterdir()) == []
-
-
-def test_store_on_another_file_system() -> None:
-    store = EcgStore("memory://ecgs")
-    meta = store.add(ecg.sample(3), {}, "a")
-    assert EcgStore("memory://ecgs").recording(meta.id) == ecg.sample(3)
-    store.delete(meta.id)
-    assert store.meta(meta.id) is None
 
 
 @pytest.mark.parametrize(
