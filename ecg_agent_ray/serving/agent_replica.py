@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from opentelemetry.trace import Span
 from ray.serve.handle import DeploymentHandle
 
 from ecg_agent_ray.errors import ModelNotFoundError, ServiceError
@@ -17,6 +18,7 @@ from ecg_agent_ray.serving.followed import ModelSet
 from ecg_agent_ray.serving.handles import HandleToolbox
 from ecg_agent_ray.serving.logs import configure_replica_logs
 from ecg_agent_ray.serving.models import ChosenModel
+from ecg_agent_ray.serving.tracing import configure_tracing, span
 
 __all__ = ["AGENT_NAMES", "AgentReplica"]
 
@@ -38,6 +40,7 @@ class AgentReplica:
         classification: DeploymentHandle,
     ) -> None:
         configure_replica_logs()
+        configure_tracing(config, "agent")
         self._config = config
         self._measurement = measurement
         self._classification = classification
@@ -70,7 +73,8 @@ class AgentReplica:
         Args:
             turn: ``model``, ``messages`` (OpenAI-shaped, user and assistant only), ``ecg_id``,
                 ``lead_configuration``, ``steps`` of earlier turns, ``sampling`` (arguments of
-                :meth:`~ecg_agent_ray.agent.Agent.run`) and ``sent_at`` (seconds since the epoch).
+                :meth:`~ecg_agent_ray.agent.Agent.run`), ``sent_at`` (seconds since the epoch) and
+                ``trace``, the caller's span.
 
         Raises:
             ModelNotFoundError: ``model`` is none of ours.
@@ -99,6 +103,11 @@ class AgentReplica:
         )
 
         def work() -> None:
+            about = {"leads": configuration, "arm": arm, "version": model.chosen.version}
+            with span("turn", turn["trace"], **about) as traced:
+                answer(traced)
+
+        def answer(traced: Span) -> None:
             queue_s = max(0.0, time.time() - turn["sent_at"])
             events: Any = iter(())
             try:
@@ -111,6 +120,9 @@ class AgentReplica:
                     body = event.to_dict()
                     if body["type"] == "final":
                         body["timings"]["queue_s"] = round(queue_s, 4)
+                        traced.set_attribute("ecg_agent.action", body["action"])
+                        for name, count in body["usage"].items():
+                            traced.set_attribute(f"ecg_agent.{name}", count)
                         body |= {
                             "version": model.chosen.version,
                             "arm": arm,

@@ -34,6 +34,7 @@ __all__ = [
     "ModelsConfig",
     "ServiceConfig",
     "TimeoutsConfig",
+    "TracesConfig",
     "is_loopback",
     "load_service_config",
 ]
@@ -203,6 +204,19 @@ class ModelsConfig(_Model):
     )
 
 
+class TracesConfig(_Model):
+    """OpenTelemetry traces; they name no ECG and hold no word of a dialogue."""
+
+    endpoint: str | None = Field(
+        default=None,
+        description="OTLP/HTTP address such as http://collector:4318/v1/traces, `mlflow` for the "
+        "tracking server's own, or null for no traces.",
+    )
+    share: float = Field(
+        default=1.0, ge=0, le=1, description="Share of requests that are traced from here on."
+    )
+
+
 class ServiceConfig(_Model):
     """The whole service. Unknown keys are refused."""
 
@@ -249,6 +263,7 @@ class ServiceConfig(_Model):
     models: ModelsConfig = Field(
         default=ModelsConfig(), description="Following the registry's aliases; canary."
     )
+    traces: TracesConfig = Field(default=TracesConfig(), description="OpenTelemetry traces.")
     deployments: DeploymentsConfig = Field(
         default=DeploymentsConfig(), description="Resources of each deployment."
     )

@@ -49,9 +49,11 @@ class Ingress:
         from ecg_agent_ray.serving.handles import HandleBackend
         from ecg_agent_ray.serving.logs import configure_replica_logs
         from ecg_agent_ray.serving.store import EcgStore
+        from ecg_agent_ray.serving.tracing import configure_tracing
 
-        configure_replica_logs()
         config = self._config
+        configure_replica_logs()
+        configure_tracing(config, "ingress")
         assert config.store is not None, "build_app resolves the configuration"
         services = Services(
             config=config,

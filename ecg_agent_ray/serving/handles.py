@@ -22,6 +22,7 @@ from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import EcgAgentError, ServiceError, ToolError
 from ecg_agent_ray.serving.config import TimeoutsConfig
 from ecg_agent_ray.serving.store import EcgMeta
+from ecg_agent_ray.serving.tracing import carrier, span
 
 __all__ = ["HandleBackend", "HandleToolbox"]
 
@@ -78,23 +79,24 @@ class HandleBackend:
 
     async def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         method = self._handles["measurement"].signal
-        found: bytes = await self._read("measurement", method, ecg_id, options)
+        found: bytes = await self._read("measurement", method, ecg_id, options, carrier())
         return found
 
     async def plot(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         method = self._handles["measurement"].plot
-        found: bytes = await self._read("measurement", method, ecg_id, options)
+        found: bytes = await self._read("measurement", method, ecg_id, options, carrier())
         return found
 
     async def tool(self, name: str, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         part = "measurement" if name == "measurement" else "classification"
         method = getattr(self._handles[part], name)
-        result: dict[str, Any] = await self._read(part, method, ecg_id, options)
+        result: dict[str, Any] = await self._read(part, method, ecg_id, options, carrier())
         return result
 
     async def chat(self, turn: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         deadline = time.monotonic() + self._timeouts.chat_s
-        stream: Any = self._handles["agent"].options(stream=True).chat.remote(turn)
+        handle = self._handles["agent"].options(stream=True)
+        stream: Any = handle.chat.remote({**turn, "trace": carrier()})
         try:
             while True:
                 left = deadline - time.monotonic()
@@ -220,13 +222,14 @@ class HandleToolbox:
     def _ask(self, handle: DeploymentHandle, tool: str, options: dict[str, Any]) -> dict[str, Any]:
         method = getattr(handle, tool)
         try:
-            try:
-                call = method.remote(self._ecg_id, options)
-                answer: dict[str, Any] = call.result(timeout_s=self._timeout_s)
-            except (ActorDiedError, ActorUnavailableError):
-                # its replica died; tools change nothing, so another one may be asked
-                call = method.remote(self._ecg_id, options)
-                answer = call.result(timeout_s=self._timeout_s)
+            with span(f"call {tool}"):
+                try:
+                    call = method.remote(self._ecg_id, options, carrier())
+                    answer: dict[str, Any] = call.result(timeout_s=self._timeout_s)
+                except (ActorDiedError, ActorUnavailableError):
+                    # its replica died; tools change nothing, so another one may be asked
+                    call = method.remote(self._ecg_id, options, carrier())
+                    answer = call.result(timeout_s=self._timeout_s)
         except (RayError, RayServeException, TimeoutError, EcgAgentError) as error:
             raise as_service_error(error, f"the {tool} tool") from error
         return answer

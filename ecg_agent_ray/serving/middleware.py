@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
+from opentelemetry.trace import INVALID_SPAN, Span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ecg_agent_ray.serving.config import LimitsConfig, is_loopback
 from ecg_agent_ray.serving.problems import problem
+from ecg_agent_ray.serving.tracing import span
 
 __all__ = ["Admission", "BodyLimit", "LocalOnly", "RequestContext"]
 
@@ -67,7 +71,12 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            with _span_of(scope) as traced:
+                try:
+                    await self._app(scope, receive, send_with_headers)
+                finally:
+                    traced.update_name(f"{scope['method']} {_route_of(scope)}")
+                    traced.set_attribute("http.response.status_code", status)
         finally:
             seconds = time.perf_counter() - started
             route = _route_of(scope)
@@ -80,6 +89,15 @@ class RequestContext:
                 status,
                 seconds * 1000,
             )
+
+
+def _span_of(scope: Scope) -> AbstractContextManager[Span]:
+    """The request's span, within the client's trace where it sent one."""
+    if not scope["path"].startswith("/v1/"):
+        return contextlib.nullcontext(INVALID_SPAN)
+    headers = Headers(scope=scope)
+    parent = {key: headers[key] for key in ("traceparent", "tracestate") if key in headers}
+    return span(scope["method"], parent, request_id=scope["state"]["request_id"])
 
 
 def _route_of(scope: MutableMapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,11 +20,29 @@ from ecg_agent_ray.serving.followed import ModelSet
 from ecg_agent_ray.serving.logs import configure_replica_logs
 from ecg_agent_ray.serving.models import ChosenModel
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
+from ecg_agent_ray.serving.tracing import configure_tracing, span
 from ecg_agent_ray.serving.uploads import read_upload
 
 __all__ = ["ClassificationReplica", "MeasurementReplica", "compare"]
 
 _log = logging.getLogger(__name__)
+_R = TypeVar("_R")
+_T = TypeVar("_T")
+
+
+def traced(method: Callable[[_R, str, Mapping[str, Any]], _T]) -> Callable[..., _T]:
+    """Give a method of a replica a span; callers may send theirs as one more argument."""
+
+    @functools.wraps(method)
+    def within(
+        self: _R, ecg_id: str, options: Mapping[str, Any], trace: Mapping[str, str] | None = None
+    ) -> _T:
+        with span(method.__name__, trace):
+            return method(self, ecg_id, options)
+
+    # Serve reads the signature, which is not the wrapped one
+    del within.__wrapped__  # type: ignore[attr-defined]
+    return within
 
 
 class _Replica:
@@ -31,6 +50,7 @@ class _Replica:
 
     def __init__(self, config: ServiceConfig) -> None:
         configure_replica_logs()
+        configure_tracing(config, type(self).__name__)
         self.config = config
         if config.store is None:
             raise ValueError("the configuration must be resolved before it reaches a replica")
@@ -73,12 +93,14 @@ class MeasurementReplica(_Replica):
         }
         return self.store.add(recording, quality, owner, ecg_id)
 
+    @traced
     def measurement(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """``{"detail": the CLI's JSON, "output": the dialogue form}``, as the other tools."""
         from ecg_agent_ray import tools
 
         return _both(tools.measure(self.recording(ecg_id), **options))
 
+    @traced
     def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         """JSON of ``leads`` from ``start`` to ``end`` seconds, in mV; gaps are null."""
         recording = self.recording(ecg_id)
@@ -95,6 +117,7 @@ class MeasurementReplica(_Replica):
         }
         return json.dumps(body, allow_nan=False).encode()
 
+    @traced
     def plot(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         """SVG; ``marks`` adds the measured fiducial points."""
         from ecg_agent_ray import tools
@@ -148,6 +171,7 @@ class ClassificationReplica(_Replica):
     def status(self) -> dict[str, Any]:
         return self._models.status()
 
+    @traced
     def classification(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """As :meth:`MeasurementReplica.measurement`, with ``canary`` for the challenger's share."""
         from ecg_agent_ray import tools
@@ -161,6 +185,7 @@ class ClassificationReplica(_Replica):
         usual = tools.classify(recording, model=champion.part, **options)
         return _both(result) | {"canary": compare(usual.to_dict(), result.to_dict())}
 
+    @traced
     def explanation(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         from ecg_agent_ray import tools
 

@@ -6,16 +6,21 @@ constrained by the grammar, so every turn is a well-formed one.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.agent.load import AgentManifest, write_manifest
@@ -28,8 +33,10 @@ from ecg_agent_ray.serving.config import (
     LimitsConfig,
     ModelsConfig,
     TimeoutsConfig,
+    TracesConfig,
 )
 
+EXPORTER = find_spec("opentelemetry.exporter.otlp") is not None
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -63,8 +70,8 @@ class Service:
 
     def register(self, folder: Path | None = None, alias: str | None = None) -> ModelVersion:
         """The shipped classifier, or that in ``folder``, as a new version."""
-        configure(self.registry, artifact_root=self.store.parent / "artifacts")
-        mlflow.set_experiment("Default")
+        artifacts = self.store.parent / "artifacts"
+        configure(self.registry, artifact_root=artifacts, experiment="serving")
         with mlflow.start_run() as run:
             return log_classifier(
                 folder or resolve("builtin:classifier"),
@@ -120,11 +127,46 @@ def tiny_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return agent
 
 
+class Collector:
+    """An OTLP/HTTP endpoint: keeps the spans that replicas send, with their process's number."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[int, Any]] = []
+        spans = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                for found in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    about = {a.key: a.value for a in found.resource.attributes}
+                    for scope in found.scope_spans:
+                        spans.extend((about["process.pid"].int_value, s) for s in scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1/traces"
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.server.shutdown()
+
+
 @pytest.fixture(scope="session")
 def service(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_agent: Path,
     ray_cluster: Any,
+    collector: Collector,
     empty_database: Path,
 ) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
@@ -142,6 +184,7 @@ def service(
         tokens_file=tokens_file,
         tracking_uri=registry,
         models=ModelsConfig(follow_s=2),
+        traces=TracesConfig(endpoint=collector.url if EXPORTER else None),
         # a busy machine is not a missing part
         timeouts=TimeoutsConfig(ready_s=30),
         limits=LimitsConfig(upload_bytes=2_000_000, duration_s=60, messages=12, message_chars=500),
