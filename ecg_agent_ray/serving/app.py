@@ -21,6 +21,7 @@ from ecg_agent_ray.errors import ModelNotFoundError
 from ecg_agent_ray.serving import routes_chat, routes_ecgs
 from ecg_agent_ray.serving.access import AnyCaller, Services, services_of
 from ecg_agent_ray.serving.middleware import Admission, BodyLimit, LocalOnly, RequestContext
+from ecg_agent_ray.serving.openapi import add_security
 from ecg_agent_ray.serving.problems import (
     PROBLEM_MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -69,6 +70,7 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(routes_chat.router)
     _add_service_routes(app)
     install_problem_handlers(app)
+    add_security(app)
     app.add_middleware(LocalOnly, is_open=lambda: services.is_open and not allows_all(services))
     config = services.config
     app.add_middleware(

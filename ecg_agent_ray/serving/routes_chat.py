@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ecg_agent_ray.errors import EcgAgentError, InputError, ServiceError
 from ecg_agent_ray.serving.access import Services, Talker, find_owned, services_of
+from ecg_agent_ray.serving.openapi import CHAT_ANSWER
 from ecg_agent_ray.serving.problems import status_of
 from ecg_agent_ray.serving.routes_ecgs import lead_configuration_of
 from ecg_agent_ray.serving.schemas import ChatRequest, LeadConfiguration
@@ -34,7 +35,9 @@ KEEP_ALIVE_S = 15.0
 """A comment is sent after this much silence, since proxies drop connections that say nothing."""
 
 
-@router.post("/chat/completions", response_model=None)
+@router.post(
+    "/chat/completions", response_model=None, response_class=Response, responses=CHAT_ANSWER
+)
 async def chat_completions(body: ChatRequest, request: Request, caller: Talker) -> Response:
     """The agent's answer to the last user message, given the whole dialogue.
 

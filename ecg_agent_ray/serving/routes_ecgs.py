@@ -11,6 +11,13 @@ from starlette.datastructures import UploadFile
 from ecg_agent_ray.errors import EcgAgentError, LeadError
 from ecg_agent_ray.serving.access import OwnedEcg, Reader, Services, services_of
 from ecg_agent_ray.serving.idempotency import IN_PROGRESS, upload_once
+from ecg_agent_ray.serving.openapi import (
+    CLASSIFICATION_ANSWER,
+    EXPLANATION_ANSWER,
+    MEASUREMENT_ANSWER,
+    PLOT_ANSWER,
+    SIGNAL_ANSWER,
+)
 from ecg_agent_ray.serving.schemas import (
     ClassificationRequest,
     EcgBody,
@@ -156,7 +163,7 @@ async def delete(meta: OwnedEcg, request: Request) -> None:
     await services.stored(services.store.delete, meta.id)
 
 
-@router.get("/ecgs/{ecg_id}/signal")
+@router.get("/ecgs/{ecg_id}/signal", responses=SIGNAL_ANSWER, response_class=Response)
 async def signal(
     meta: OwnedEcg,
     request: Request,
@@ -178,7 +185,7 @@ async def signal(
     return Response(body, media_type="application/json")
 
 
-@router.get("/ecgs/{ecg_id}/plot.svg")
+@router.get("/ecgs/{ecg_id}/plot.svg", responses=PLOT_ANSWER, response_class=Response)
 async def plot(
     meta: OwnedEcg,
     request: Request,
@@ -192,7 +199,7 @@ async def plot(
     return Response(svg, media_type="image/svg+xml")
 
 
-@router.post("/ecgs/{ecg_id}/measurement")
+@router.post("/ecgs/{ecg_id}/measurement", responses=MEASUREMENT_ANSWER)
 async def measurement(
     meta: OwnedEcg, request: Request, body: MeasurementRequest | None = None
 ) -> dict[str, Any]:
@@ -201,7 +208,7 @@ async def measurement(
     return await _detail(request, meta, "measurement", options)
 
 
-@router.post("/ecgs/{ecg_id}/classification")
+@router.post("/ecgs/{ecg_id}/classification", responses=CLASSIFICATION_ANSWER)
 async def classification(
     meta: OwnedEcg, request: Request, body: ClassificationRequest | None = None
 ) -> dict[str, Any]:
@@ -211,7 +218,7 @@ async def classification(
     return await _detail(request, meta, "classification", options)
 
 
-@router.post("/ecgs/{ecg_id}/explanation")
+@router.post("/ecgs/{ecg_id}/explanation", responses=EXPLANATION_ANSWER)
 async def explanation(meta: OwnedEcg, request: Request, body: ExplanationRequest) -> dict[str, Any]:
     """Where in the signal a label comes from, as `ecg-agent explain --json` gives it."""
     options = body.model_dump()

@@ -257,6 +257,22 @@ def test_access_is_audited_and_so_is_its_refusal(services: Services) -> None:
     ]
 
 
+def test_the_document_has_examples_and_the_token(services: Services) -> None:
+    with client_of(services) as client:
+        document = client.get("/openapi.json").json()
+        ecg_id = client.post("/v1/ecgs", files=sample_parts()).json()["id"]
+        measured = client.post(f"/v1/ecgs/{ecg_id}/measurement").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert ("security" in operation) == path.startswith("/v1/"), (method, path)
+    posts = [p for p in document["paths"] if p.startswith("/v1/ecgs/{ecg_id}/")]
+    for path in (*posts, "/v1/chat/completions"):
+        (operation,) = document["paths"][path].values()
+        assert all("example" in c for c in operation["responses"]["200"]["content"].values()), path
+    answer = document["paths"]["/v1/ecgs/{ecg_id}/measurement"]["post"]["responses"]["200"]
+    assert answer["content"]["application/json"]["example"].keys() == measured.keys()
+
+
 def test_the_dashboard_asks_for_metrics_that_exist(services: Services) -> None:
     """Every series the dashboard and the alerts name is one that the service counts."""
     folder = Path(__file__).parents[2] / "kube" / "components" / "observability"
