@@ -94,6 +94,7 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         }
         # only now, since Ray reads these where it is imported
+        from ecg_agent_ray.errors import ServiceError
         from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
         from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig
 
@@ -114,7 +115,16 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
                 agent=DeploymentConfig(num_cpus=0.1, max_queued_requests=16),
             ),
         )
-        with running_service(config, start_timeout_s=400) as url:
+        with contextlib.ExitStack() as stack:
+            for attempt in range(4):
+                try:
+                    url = stack.enter_context(running_service(config, start_timeout_s=400))
+                    break
+                except ServiceError as error:
+                    # Ray gives its own parts 30 s to come up, which a busy machine may not have
+                    _say(sys.stderr, f"{error}")
+                    if attempt == 3:
+                        raise
             yield Bench(url, tokens, str(folder / "ecgs"))
 
 
