@@ -12,10 +12,15 @@ from ecg_agent_ray._cli.output import console, emit, key_value_table
 
 __all__ = ["register"]
 
-Config = Annotated[Path, typer.Option("--config", help="YAML of the job, see jobs/configs.")]
+Config = Annotated[
+    Path, typer.Option("--config", help="YAML of the job, or the name of a shipped one.")
+]
 Configs = Annotated[
     list[Path],
-    typer.Option("--config", help="YAML of the job; repeatable, later files laid over earlier."),
+    typer.Option(
+        "--config",
+        help="YAML of the job, or a shipped one's name; repeatable, later laid over earlier.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Override the YAML.")

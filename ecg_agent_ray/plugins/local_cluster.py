@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import secrets
@@ -21,7 +22,7 @@ import psutil
 
 from ecg_agent_ray.errors import ServiceError
 
-__all__ = ["local_ray", "prepare_auth"]
+__all__ = ["job_server_url", "local_ray", "prepare_auth"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -46,11 +47,14 @@ def local_ray(
     address: str | None = None,
     env_vars: dict[str, str] | None = None,
     log_to_driver: bool = False,
+    job_server: bool = False,
 ) -> Iterator[Any]:
     """Yield an initialised ``ray``; shut down on exit only what was started here.
 
     ``address`` (or ``RAY_ADDRESS``) joins a running cluster instead of starting one. ``env_vars``
     are set in every worker. ``num_cpus`` may exceed the machine's cores: it is a scheduling budget.
+    ``job_server`` starts the dashboard too, at a free port of the loopback interface, so that the
+    local cluster takes jobs at :func:`job_server_url`.
     Raises :class:`ServiceError` where the local cluster does not come up.
     """
     address = address or os.environ.get("RAY_ADDRESS")
@@ -79,15 +83,24 @@ def local_ray(
             if not log_to_driver:
                 # raylet's messages go to stdout all the same, where a job's one JSON line belongs
                 ray._private.worker._worker_logs_enabled = False
-            _start(ray, num_cpus=num_cpus, **options)
+            _start(ray, num_cpus=num_cpus, include_dashboard=job_server, **options)
             yield ray
         finally:
             ray.shutdown()
 
 
+def job_server_url() -> str | None:
+    """HTTP address at which the cluster this process is connected to takes jobs, if it does."""
+    import ray
+
+    url = ray._private.worker.global_worker.node.address_info.get("webui_url")
+    return f"http://{url}" if url else None
+
+
 def _start(ray: Any, **options: Any) -> None:
     try:
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+        with _free_agent_port():
+            ray.init(_node_ip_address="127.0.0.1", **options)
     except Exception as error:
         # Ray raises a bare Exception when a part of it is not up after 30 s
         if type(error) is not Exception and not isinstance(error, ConnectionError | TimeoutError):
@@ -96,6 +109,22 @@ def _start(ray: Any, **options: Any) -> None:
             f"the local Ray cluster did not start: {error}",
             hint="is the machine busy? try again, or give RAY_ADDRESS",
         ) from error
+
+
+@contextlib.contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let the node's agent listen at any free port.
+
+    ``ray.init`` has no option for it and takes 52365; in a second cluster of the machine the agent
+    then has no HTTP, and without it no job is accepted.
+    """
+    parameter: Any = import_module("ray._private.parameter")
+    original = parameter.RayParams
+    parameter.RayParams = functools.partial(original, dashboard_agent_listen_port=None)
+    try:
+        yield
+    finally:
+        parameter.RayParams = original
 
 
 @contextlib.contextmanager

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.errors import ConfigError, InputError
+from ecg_agent_ray.plugins.options import StrictConfig, faults
+from ecg_agent_ray.shipped import shipped
 
-__all__ = ["StrictConfig", "load_config"]
-
-
-class StrictConfig(BaseModel):
-    """Base of all job configurations: unknown keys are refused, assignments are checked."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
-
+__all__ = ["StrictConfig", "find_config", "load_config"]
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -31,7 +26,8 @@ def load_config(
 ) -> ConfigT:
     """Fill ``model`` from the YAML at ``path``, then from ``overrides`` (``optimizer.lr=1e-4``).
 
-    Of several files each is laid over those before it, key by key inside sections.
+    Of several files each is laid over those before it, key by key inside sections. A name without
+    suffix that is no file is that of a shipped job configuration.
 
     An override's value is read as YAML, so ``steps=10``, ``leads=[I, II]`` and ``resume=null`` mean
     what they say. Raises :class:`ConfigError` with one line per problem.
@@ -39,7 +35,7 @@ def load_config(
     paths = [path] if isinstance(path, str | Path) else list(path or ())
     values: dict[str, Any] = {}
     for file in paths:
-        _overlay(values, _read_yaml(Path(file)))
+        _overlay(values, _read_yaml(find_config(file)))
     problems: list[str] = []
     for item in overrides:
         key, separator, text = item.partition("=")
@@ -54,11 +50,20 @@ def load_config(
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        problems += [_describe(model, dict(item)) for item in error.errors()]
+        problems += faults(model, error)
     if problems or config is None:
         where = ", ".join(map(str, paths))
         raise ConfigError(f"bad configuration {where}".rstrip(), problems=tuple(problems))
     return config
+
+
+def find_config(name: str | Path) -> Path:
+    """``name`` as a file, or ``finetune_llm_laptop`` as that file of the shipped jobs/configs."""
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        with contextlib.suppress(InputError):
+            return shipped(f"jobs/configs/{path}.yaml")
+    return path
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -102,22 +107,3 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any) -> None:
         if not isinstance(values, dict):
             raise TypeError(f"{key} is not a section")
     values[keys[-1]] = value
-
-
-def _describe(model: type[BaseModel], error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "(top level)"
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(model, [str(part) for part in error["loc"][:-1]])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        return f"{where}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
-    return f"{where}: {error['msg']} (got {error.get('input')!r})"
-
-
-def _fields_at(model: type[BaseModel], parts: list[str]) -> list[str]:
-    for part in parts:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
