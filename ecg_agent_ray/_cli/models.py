@@ -1,4 +1,4 @@
-"""``models list|show|diff|promote|rollback|export``: the registry from the command line."""
+"""``models list|register|show|diff|promote|rollback|export``: the registry for people."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ ExpectChampion = Annotated[
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Models in the registry: look, promote through a gate, roll back.")
     group.command("list")(list_)
-    for command in (show, diff, promote, rollback, export):
-        group.command()(command)
+    for command in (register_version, show, diff, promote, rollback, export):
+        name = "register" if command is register_version else None
+        group.command(name)(command)
     app.add_typer(group, name="models")
 
 
@@ -54,6 +55,27 @@ def list_(
             version.tags.get("gate_result", "not judged").split(":")[0],
         )
     console.print(table if versions else "Nothing is registered yet; try `ecg-agent demo`.")
+
+
+def register_version(
+    directory: Annotated[Path, typer.Argument(help="Classifier's or agent's folder, as trained.")],
+    run_id: Annotated[
+        str | None,
+        typer.Option(envvar="MLFLOW_RUN_ID", help="Run that made it; left out: a run of its own."),
+    ] = None,
+    lead_configuration: Annotated[
+        str | None, typer.Option(help="12-lead, I or II; left out: the folder's own, or 12-lead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a trained folder as a new version, the challenger."""
+    from ecg_agent_ray.registry import register_directory
+
+    version = register_directory(directory, run_id=run_id, lead_configuration=lead_configuration)
+    if as_json:
+        emit(version.to_dict())
+    else:
+        console.print(f"registered {version.uri} as {', '.join(version.aliases)}")
 
 
 def show(

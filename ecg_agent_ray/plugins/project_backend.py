@@ -43,7 +43,7 @@ logger = logging.getLogger("mlflow.projects.backend.ray")
 _EXCLUDES = [".git/", ".venv/", "__pycache__/", "mlruns/", "mlartifacts/", "mlflow.db*"]
 # `mlflow artifacts download` prints an empty line before the path
 _DOWNLOAD = (
-    "import mlflow, os, sys; os.makedirs(sys.argv[2]); "
+    "import mlflow, os, sys; os.makedirs(sys.argv[2], exist_ok=True); "
     "print(mlflow.artifacts.download_artifacts(artifact_uri=sys.argv[1], dst_path=sys.argv[2]))"
 )
 # put into the configuration by mlflow.projects itself
@@ -192,7 +192,7 @@ def _command(entry_point: Any, params: Mapping[str, Any] | None, work_dir: Path)
             variable = f"mlflow_input_{len(downloads)}"
             downloads[variable] = (
                 f"{variable}=$(python -c {shlex.quote(_DOWNLOAD)} {shlex.quote(str(value))} "
-                f".mlflow-inputs/{len(downloads)})"
+                f'".mlflow-inputs/$MLFLOW_RUN_ID/{len(downloads)}")'  # jobs share their folder
             )
             values[name] = f"@{variable}@"
         else:

@@ -214,7 +214,7 @@ def tracked_run(
     all_tags = {**_standard_tags(), **(tags or {})}
     active = mlflow.start_run(
         run_id=run_id,
-        run_name=name,
+        run_name=None if project_run else name,  # a project's run has the name its user gave it
         nested=mlflow.active_run() is not None,
         tags={key: str(value)[:_TAG_LIMIT] for key, value in all_tags.items()},
     )

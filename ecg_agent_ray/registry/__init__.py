@@ -27,6 +27,7 @@ _HOMES = {
     "log_classifier": "publish",
     "model_name": "store",
     "promote": "promotion",
+    "register_directory": "publish",
     "resolve": "uris",
     "rollback": "promotion",
     "show": "inspection",

@@ -28,7 +28,7 @@ from ecg_agent_ray.registry.store import (
 )
 from ecg_agent_ray.registry.uris import pinned
 
-__all__ = ["attach_evaluation", "log_agent", "log_classifier"]
+__all__ = ["attach_evaluation", "log_agent", "log_classifier", "register_directory"]
 
 _COMMON = ("ecg-agent-ray", "mlflow", "numpy", "scipy", "torch", "safetensors", "wfdb", "neurokit2")
 _AGENT = (*_COMMON, "transformers", "tokenizers", "peft", "accelerate", "gguf", "xgrammar")
@@ -122,6 +122,53 @@ def log_agent(
         alias=alias,
         replace={"ecg_agent.json": json.dumps(about, indent=2) + "\n"},
     )
+
+
+def register_directory(
+    directory: str | Path, *, run_id: str | None = None, lead_configuration: str | None = None
+) -> ModelVersion:
+    """Register a trained classifier or agent, whichever the directory holds, as challenger.
+
+    ``metrics.json`` in it becomes the version's evaluation. Without ``run_id`` a run is made; the
+    data digest is the one the run was trained on.
+
+    Raises
+    ------
+    CheckpointError
+        It holds neither.
+    """
+    from ecg_agent_ray.plugins.tracking import tracked_run
+
+    folder = Path(directory)
+    is_agent = (folder / "adapter_config.json").is_file()
+    if not is_agent and not (folder / "model.safetensors").is_file():
+        raise CheckpointError(f"{folder} holds neither an agent nor a classifier")
+    client = registry_client(create=True)
+    if run_id is None:
+        with tracked_run("register", experiment="ecg-agent") as run:
+            run_id = run.run_id
+    digest = client.get_run(run_id).data.tags.get("data_digest")
+    if is_agent:
+        return log_agent(
+            folder, run_id=run_id, data_digest=digest, lead_configuration=lead_configuration
+        )
+    return log_classifier(
+        folder,
+        run_id=run_id,
+        data_digest=digest,
+        lead_configuration=lead_configuration or "12-lead",
+        metrics=_metrics_of(folder),
+    )
+
+
+def _metrics_of(folder: Path) -> dict[str, float]:
+    path = folder / "metrics.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def attach_evaluation(
