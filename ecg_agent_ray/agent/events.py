@@ -115,7 +115,11 @@ class ToolOutputEvent:
     type: Literal["tool_output"] = "tool_output"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": self.type, **self.result.to_step(), "reused": self.reused}
+        """The step as it happens; ``detail`` is for who shows it, and need not be sent back."""
+        body = {"type": self.type, **self.result.to_step(), "reused": self.reused}
+        if self.result.detail is not None:
+            body["detail"] = dict(self.result.detail)
+        return body
 
 
 @dataclass(frozen=True, slots=True)

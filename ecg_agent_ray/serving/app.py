@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import importlib.resources
 import logging
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from ecg_agent_ray import __version__
@@ -22,6 +18,7 @@ from ecg_agent_ray.serving import routes_chat, routes_ecgs
 from ecg_agent_ray.serving.access import AnyCaller, Services, services_of
 from ecg_agent_ray.serving.middleware import Admission, BodyLimit, LocalOnly, RequestContext
 from ecg_agent_ray.serving.openapi import add_security
+from ecg_agent_ray.serving.page import add_page
 from ecg_agent_ray.serving.problems import (
     PROBLEM_MEDIA_TYPE,
     PROBLEM_SCHEMA,
@@ -69,6 +66,7 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(routes_ecgs.router)
     app.include_router(routes_chat.router)
     _add_service_routes(app)
+    add_page(app)
     install_problem_handlers(app)
     add_security(app)
     app.add_middleware(LocalOnly, is_open=lambda: services.is_open and not allows_all(services))
@@ -175,12 +173,6 @@ def _add_service_routes(app: FastAPI) -> None:
         recorded = services_of(request).metrics
         return Response(recorded.render(), media_type=recorded.content_type)
 
-    page = _page()
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": _page_policy(page)})
-
 
 def _models(status: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     agent = status["agent"]
@@ -194,23 +186,3 @@ def _models(status: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for name in agent.get("models", [])
     ]
-
-
-def _page() -> str:
-    folder = importlib.resources.files("ecg_agent_ray") / "_data" / "page"
-    return (folder / "index.html").read_text(encoding="utf-8")
-
-
-def _page_policy(page: str) -> str:
-    """A policy that runs the page's own script and style, by hash, and talks to this host only."""
-
-    def hashes(tag: str) -> str:
-        bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
-        digests = (hashlib.sha256(body.encode()).digest() for body in bodies)
-        return " ".join(f"'sha256-{base64.b64encode(d).decode()}'" for d in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
-        "img-src blob: data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
-        "frame-ancestors 'none'"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
@@ -128,11 +129,22 @@ async def _uploaded_files(request: Request, services: Services) -> list[tuple[st
 
 @router.get("/samples")
 async def samples(_: Reader) -> dict[str, Any]:
-    """The sample records that ship with the service."""
+    """The sample records that ship with the service, with what their cardiologists said of them."""
+    return {"data": await run_in_threadpool(_described_samples)}
+
+
+def _described_samples() -> list[dict[str, Any]]:
     from ecg_agent_ray import ecg
 
-    paths = await run_in_threadpool(ecg.samples)
-    return {"data": [{"record_id": path.stem} for path in paths]}
+    return [
+        {
+            "record_id": row.filename,
+            "age": int(row.age),
+            "sex": "female" if row.sex else "male",
+            "statements": list(ast.literal_eval(row.scp_codes)),
+        }
+        for row in ecg.sample_metadata().itertuples()
+    ]
 
 
 @router.post("/samples/{record_id}", status_code=201, response_model=EcgBody)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -55,6 +56,36 @@ def test_page_is_self_contained(service: Any) -> None:
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+    own = re.findall(r'(?:src|href)="(/[^"]+)"', answer.text)
+    with service.client(None) as client:
+        for path in [*own, "/page/statements.json"]:
+            loaded = client.get(path)
+            assert loaded.status_code == 200
+            unchanged = client.get(path, headers={"If-None-Match": loaded.headers.get("etag", "")})
+            assert unchanged.status_code == (304 if "etag" in loaded.headers else 200)
+        assert client.get("/page/../app.py").status_code == 404
+        assert client.get("/page/%2e%2e/%2e%2e/__init__.py").status_code == 404
+
+
+def test_a_streamed_step_carries_the_tools_whole_result(service: Any, ecg_id: str) -> None:
+    """The page shows where a value was measured, so it needs more than the model reads."""
+    with service.client() as client:
+        body = {
+            "model": "ecg-agent",
+            "messages": [{"role": "user", "content": "Please measure."}],
+            "stream": True,
+            "ecg_agent": {"ecg_id": ecg_id, "include_steps": True},
+        }
+        lines = client.post("/v1/chat/completions", json=body).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    said = [chunk["ecg_agent"] for chunk in chunks if "ecg_agent" in chunk]
+    events = [part["event"] for part in said if "event" in part]
+    outputs = [event for event in events if event["type"] == "tool_output"]
+    assert outputs
+    for event in outputs:
+        assert event["detail"]["record_id"]
+    (report,) = [part for part in said if "steps" in part]
+    assert all("detail" not in step for step in report["steps"])
 
 
 def test_openapi_tells_the_contract(service: Any) -> None:
