@@ -69,9 +69,10 @@ def test_the_agent_sees_the_chosen_leads(tab: Any) -> None:
     page = tab.page
     tab.open_sample()
     page.get_by_label("What the agent sees").select_option("I")
-    answer = tab.ask("What is the heart rate?")
-    step = answer.locator("details.step[data-tool=measurement] > summary").first
-    assert "lead I" in step.inner_text()
+    with page.expect_request("**/v1/chat/completions") as asked:
+        answer = tab.ask("What are the heart rate and QRS duration?")
+    assert json.loads(asked.value.post_data)["ecg_agent"]["lead_configuration"] == "I"
+    assert answer.locator(".words").inner_text()
 
 
 def sse(*chunks: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ export class Dialogue {
       if (!event.detail) return;
       if (event.tool === "explanation") {
         sources.explanations.unshift(event.detail);
-        this.evidence.showExplanation(event.detail).catch(() => {});
+        this.evidence.showExplanation(event.detail, false).catch(() => {});
       } else sources[event.tool] = event.detail;
     }
   }

@@ -87,8 +87,9 @@ export class Evidence {
     }
   }
 
-  async showExplanation(explanation) {
-    this.bringForward();
+  /** @param {boolean} forward whether a phone turns to the paper; not while an answer is being read */
+  async showExplanation(explanation, forward = true) {
+    if (forward) this.bringForward();
     this.paper.show({ explanation, evidence: null });
     const strongest = explanation.regions.reduce((best, one) => (one.score > best.score ? one : best), { score: 0 });
     const matters = strongest.score >= LEAST_DROP;

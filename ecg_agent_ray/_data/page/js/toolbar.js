@@ -12,6 +12,7 @@ export class Toolbar {
     const tool = (name, text, symbol, key) => this.#button(symbol, `${text} (${key})`, () => paper.setTool(name), text);
     this.pan = tool("pan", "Move", "hand", "C");
     this.calipers = tool("calipers", "Calipers", "calipers", "C");
+    this.repeat = this.#button("repeat", "Repeat the interval along the strip (R)", () => paper.repeatCalipers());
     this.zoom = el("span", { class: "zoom", "aria-hidden": "true" });
     this.waves = this.#button("waves", "Show the measured waves (M)", () => paper.show({ marksShown: !paper.marksShown }), "Waves");
     this.layout = this.#select("Layout", LAYOUTS, (value) => paper.set({ layout: value }));
@@ -30,6 +31,7 @@ export class Toolbar {
     this.leadsWord = el("summary", { text: "Leads" });
     box.append(
       el("span", { class: "group segmented", role: "group", "aria-label": "Tool" }, this.pan, this.calipers),
+      this.repeat,
       el(
         "span",
         { class: "group", role: "group", "aria-label": "Zoom" },
@@ -95,6 +97,8 @@ export class Toolbar {
     if (!paper.page) return;
     this.pan.setAttribute("aria-pressed", String(paper.tool === "pan"));
     this.calipers.setAttribute("aria-pressed", String(paper.tool === "calipers"));
+    this.repeat.hidden = paper.tool !== "calipers";
+    this.repeat.setAttribute("aria-pressed", String(paper.calipers.repeat));
     this.waves.setAttribute("aria-pressed", String(paper.marksShown));
     this.zoom.textContent = `${Math.round((paper.view.scale / paper.view.fitScale) * 100)} %`;
     const { layout, leads, startS } = paper.settings;
@@ -116,6 +120,7 @@ export class Toolbar {
   #read(reading) {
     const output = document.getElementById("reading");
     if (reading) output.textContent = `Calipers, lead ${reading.lead}: ${reading.text}`;
+    else if (this.paper.tool === "calipers") output.textContent = "Calipers: drag over a trace, or press Enter to place them.";
     else if (output.textContent.startsWith("Calipers")) output.textContent = "";
   }
 }

@@ -143,7 +143,7 @@ const ACTIONS = {
   c: (paper) => paper.setTool(paper.tool === "calipers" ? "pan" : "calipers"),
   m: (paper) => paper.show({ marksShown: !paper.marksShown }),
   x: (paper) => paper.calipers.place && (paper.calipers.otherEdge(), paper.changed()),
-  r: (paper) => ((paper.calipers.repeat = !paper.calipers.repeat), paper.changed()),
+  r: (paper) => paper.repeatCalipers(),
   Enter: (paper) => placeCalipers(paper),
   Escape: (paper) => {
     if (paper.calipers.place) paper.calipers.clear();

@@ -28,7 +28,6 @@ export class Paper extends EventTarget {
     this.marksShown = false;
     this.measurement = this.explanation = this.evidence = null;
     this.ecg = this.signal = this.page = null;
-    this.drawn = 0;
     this.restyle();
     new ResizeObserver(() => this.resize()).observe(box);
     listen(this);
@@ -138,6 +137,11 @@ export class Paper extends EventTarget {
     this.changed();
   }
 
+  repeatCalipers() {
+    this.calipers.repeat = !this.calipers.repeat;
+    this.changed();
+  }
+
   show(overlays) {
     Object.assign(this, overlays);
     this.changed();
@@ -228,7 +232,6 @@ export class Paper extends EventTarget {
     drawStrips(context, scene);
     drawEvidence(context, scene);
     this.calipers.draw(context, scene);
-    this.drawn += 1;
     this.#loadSeen();
   }
 
