@@ -83,7 +83,13 @@ def local_ray(
             if not log_to_driver:
                 # raylet's messages go to stdout all the same, where a job's one JSON line belongs
                 ray._private.worker._worker_logs_enabled = False
-            _start(ray, num_cpus=num_cpus, include_dashboard=job_server, **options)
+            options |= {"num_cpus": num_cpus, "include_dashboard": job_server}
+            try:
+                _start(ray, **options)
+            except ServiceError:
+                # Ray gives a node 30 s, which a machine under load may need more than once
+                ray.shutdown()
+                _start(ray, **options)
             yield ray
         finally:
             ray.shutdown()

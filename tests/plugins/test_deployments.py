@@ -127,6 +127,8 @@ def test_a_deployment_from_creation_to_deletion(
         client.get_deployment("one")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_update_drops_no_request_and_a_failed_one_changes_nothing(
     client: Any, add: Callable[[int], str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_ctrl_c_stops_the_job_and_says_130(
     assert client.get_job_status(found.data.tags["ray.submission_id"]).value == "STOPPED"
 
 
+@pytest.mark.slow
 def test_without_an_address_a_cluster_is_made_and_gone_afterwards(
     store: str, project: Path, tmp_path: Path
 ) -> None:
