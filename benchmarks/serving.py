@@ -88,6 +88,9 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
         os.environ |= {
             "ECG_AGENT_HOME": str(folder / "home"),
             "RAY_SERVE_ENABLE_HA_PROXY": str(int(args.haproxy)),
+            # a machine under this load must not lose its proxy for being slow
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

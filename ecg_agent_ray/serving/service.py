@@ -86,19 +86,26 @@ def _check_no_serve() -> None:
 
 def _start(config: ServiceConfig, port: int) -> None:
     from ray import serve
+    from ray.exceptions import RayError
 
     from ecg_agent_ray.serving.graph import build_app
 
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": config.host,
-            "port": port,
-            # the parts' own timeouts come first and say which part it was
-            "request_timeout_s": config.timeouts.chat_s + 30,
-        },
-        logging_config={"log_level": "WARNING"},
-    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": config.host,
+                "port": port,
+                # the parts' own timeouts come first and say which part it was
+                "request_timeout_s": config.timeouts.chat_s + 30,
+            },
+            logging_config={"log_level": "WARNING"},
+        )
+    except (RayError, TimeoutError) as error:
+        raise ServiceError(
+            "Serve's HTTP proxy did not start",
+            hint="is the machine busy? RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S gives it more time",
+        ) from error
     try:
         serve.run(build_app(config), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
