@@ -156,6 +156,21 @@ def show_explanation(metrics: dict[str, Any], output: Path) -> None:
             _text(values["better"], "{:.0%}"),
         )
     console.print(table)
+    if (found := metrics["faithfulness"])["n_records"]:
+        cells = Table(title="fall of probability after the top k spectrogram cells")
+        cells.add_column("ranking", no_wrap=True)
+        for name in (*(f"k = {k}" for k in found["k"]), "tool's lead (95 % interval)"):
+            cells.add_column(name, justify="right")
+        for name in ("tool", "integrated_gradients", "magnitude", "random"):
+            against = found["against"].get(name)
+            lead = (
+                ""
+                if against is None
+                else _with_interval(against["difference"], against["interval"])
+            )
+            values = (_text(value, "{:.3f}") for value in found[name])
+            cells.add_row(name.replace("_", " "), *values, lead)
+        console.print(cells)
     _show_failed(metrics["failed"])
     console.print(f"wrote {output / 'metrics.json'}")
 

@@ -6,7 +6,9 @@ straight lines gets back its highlighted regions; the probability should rise by
 random ones (Petsiuk et al. 2018, arXiv:1806.07421). Both are averaged over several shares of all
 regions.
 
-What is judged is the ranking of regions; a classifier whose answer is wrong can be explained well.
+The ranking of spectrogram cells is judged by ``evaluation.faithfulness``.
+
+What is judged are rankings; a classifier whose answer is wrong can be explained well.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from ecg_agent_ray.classifier.preprocessing import SAMPLING_RATE, STANDARD_LEADS
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError, LeadError, RecordingError
 from ecg_agent_ray.evaluation.classifier_data import labelled_records, readable
-from ecg_agent_ray.tools.explanation import Region, explain
+from ecg_agent_ray.evaluation.faithfulness import RANKINGS, TOP, cell_faithfulness
+from ecg_agent_ray.tools.explanation import Region, explain, explained_lead
 
 __all__ = ["SHARES", "evaluate_explanation"]
 
@@ -45,6 +48,8 @@ class _Outcome:
     probability: float
     deletion: tuple[float, float]
     insertion: tuple[float, float]
+    cells: dict[str, list[float]]
+    """Fall of probability by ranking, for each of `TOP`; empty for a padded recording."""
 
 
 def evaluate_explanation(
@@ -85,7 +90,9 @@ def evaluate_explanation(
     dict
         ``deletion`` and ``insertion``, each with ``highlighted, random, difference`` (mean change
         of probability), ``interval`` (95 % of the difference, bootstrap over records) and
-        ``better`` (share of records where the highlighted regions did more), and what it is of.
+        ``better`` (share of records where the highlighted regions did more); ``faithfulness`` with
+        the mean fall of probability after the top ``k`` cells, by ranking, and ``against``, the
+        tool's difference (mean over k) to the others with its interval; and what it is of.
 
     Raises
     ------
@@ -134,6 +141,7 @@ def evaluate_explanation(
         "draws": draws,
         "deletion": _summary([o.deletion for o in outcomes], rng),
         "insertion": _summary([o.insertion for o in outcomes], rng),
+        "faithfulness": _faithfulness([o.cells for o in outcomes if o.cells], rng),
         "failed": failed,
     }
     text = json.dumps(metrics, indent=2, allow_nan=False)
@@ -166,6 +174,16 @@ def _evaluate_one(
     mask = None if padding is None else np.repeat(padding[best : best + 1], len(batch), axis=0)
     scores = classifier.probabilities(batch, mask, leads=leads)[:, column]
     whole, nothing = float(scores[0]), float(scores[1])
+    cells = {}
+    if padding is None:
+        row = STANDARD_LEADS.index(explained_lead(prepared.leads, leads))
+
+        def score(windows: Array) -> Array:
+            every = classifier.probabilities(windows.astype(np.float32), leads=leads)
+            result: Array = every[:, column]
+            return result
+
+        cells = cell_faithfulness(classifier, window, row, column, leads, score, rng, draws)
     own = scores[2 : 2 + len(highlighted)].reshape(len(SHARES), 2).mean(axis=0)
     others = scores[2 + len(highlighted) :].reshape(-1, 2).mean(axis=0)
     return _Outcome(
@@ -173,6 +191,7 @@ def _evaluate_one(
         whole,
         deletion=(whole - float(own[0]), whole - float(others[0])),
         insertion=(float(own[1]) - nothing, float(others[1]) - nothing),
+        cells=cells,
     )
 
 
@@ -217,6 +236,27 @@ def _variants(
         for variant in both(rng.choice(len(places), count, replace=False).tolist())
     ]
     return highlighted, random
+
+
+def _faithfulness(
+    records: Sequence[dict[str, list[float]]], rng: np.random.Generator
+) -> dict[str, Any]:
+    if not records:
+        return {"n_records": 0}
+    falls = {name: np.array([record[name] for record in records]) for name in RANKINGS}
+    pairs = {
+        name: _summary(list(zip(falls["tool"].mean(1), falls[name].mean(1), strict=True)), rng)
+        for name in RANKINGS[1:]
+    }
+    return {
+        "n_records": len(records),
+        "k": list(TOP),
+        **{name: values.mean(0).tolist() for name, values in falls.items()},
+        "against": {
+            name: {key: found[key] for key in ("difference", "interval", "better")}
+            for name, found in pairs.items()
+        },
+    }
 
 
 def _summary(pairs: Sequence[tuple[float, float]], rng: np.random.Generator) -> dict[str, Any]:

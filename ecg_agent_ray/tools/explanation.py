@@ -26,23 +26,22 @@ import numpy.typing as npt
 
 from ecg_agent_ray.errors import ConfigError, LeadError, ToolError
 from ecg_agent_ray.tools.classification import resolve_classifier
+from ecg_agent_ray.tools.spectrogram_cells import FRAME, HOP, rank_cells
 
 if TYPE_CHECKING:
     from ecg_agent_ray.classifier.bundle import Classifier
     from ecg_agent_ray.ecg import Recording
 
-__all__ = ["Cell", "Explanation", "Region", "explain", "rank_cells"]
+__all__ = [
+    "Cell",
+    "Explanation",
+    "Region",
+    "explain",
+    "explained_lead",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
-# ECG-Agent's settings of SpectralX (SPEC of its explanation tool): 512-sample frames, hop 128 at
-# 500 Hz, 50 sets of one cell, insertion weighted 0.8, deletion 0.2, seed 42
-_FRAME, _HOP = 512, 128
-_PERTURBATIONS = 50
-_INSERTION_WEIGHT, _DELETION_WEIGHT = 0.8, 0.2
-_SEED = 42
-_MAX_HZ = 50.0
-"""Cells above hold no ECG worth explaining (diagnostic content ends near 40 Hz)."""
 _OCCLUSION_S = 1.0
 METHOD = "spectralx-fia-combined"
 
@@ -150,7 +149,7 @@ def explain(
     window, offset = prepared.windows[chosen], prepared.starts_s[chosen]
     mask = None if prepared.padding_mask is None else prepared.padding_mask[chosen]
     score = _Scorer(classifier, column, leads, mask)
-    target = _lead(prepared.leads, leads, lead)
+    target = explained_lead(prepared.leads, leads, lead)
     row = STANDARD_LEADS.index(target)
     duration = prepared.valid_samples / SAMPLING_RATE
     cells = [
@@ -189,7 +188,14 @@ def _column(classifier: Classifier, label: str, leads: str) -> int:
     return classifier.labels.index(label)
 
 
-def _lead(present: Sequence[str], leads: str, wanted: str | None) -> str:
+def explained_lead(present: Sequence[str], leads: str, wanted: str | None = None) -> str:
+    """``wanted``, else I for configuration I, else II, else the first of those present.
+
+    Raises
+    ------
+    LeadError
+        ``wanted`` is not present.
+    """
     if wanted is not None:
         if wanted not in present:
             raise LeadError(
@@ -239,130 +245,14 @@ def _place(
     A frame is centred at its time and answers for one hop around it, a bin for one bin width.
     """
     bin_, frame = index
-    centre, half = frame * _HOP / rate, _HOP / rate / 2
-    width = rate / _FRAME
+    centre, half = frame * HOP / rate, HOP / rate / 2
+    width = rate / FRAME
     return (
         round(offset + max(0.0, centre - half), 3),
         round(offset + min(duration, centre + half), 3),
         round(max(0.0, (bin_ - 0.5) * width), 2),
         round((bin_ + 0.5) * width, 2),
     )
-
-
-def rank_cells(
-    window: Array,
-    row: int,
-    score: Any,
-    *,
-    top_k: int,
-    perturbations: int = _PERTURBATIONS,
-    set_size: int = 1,
-    seed: int = _SEED,
-) -> list[tuple[tuple[int, int], float]]:
-    """Greedy FIA ranking of the spectrogram cells of ``window[row]``.
-
-    Parameters
-    ----------
-    window : (leads, samples) mV at 500 Hz
-    row : lead that is perturbed; the others stay as they are
-    score : callable (n, leads, samples) -> (n,) probabilities
-    top_k : cells wanted; fewer come back if there are fewer
-
-    Returns
-    -------
-    list of ((frequency bin, frame), combined score), best first
-    """
-    rng = np.random.default_rng(seed)
-    spectrum = _stft(window[row])
-    background = _background(spectrum)
-    usable = int(_MAX_HZ * _FRAME / 500.0) + 1
-    candidates = [(f, t) for f in range(usable) for t in range(spectrum.shape[1])]
-    inserted, deleted = background.copy(), spectrum.copy()
-    ranked: list[tuple[tuple[int, int], float]] = []
-    for _ in range(min(top_k, len(candidates))):
-        size = min(set_size, len(candidates))
-        sets = _draw_sets(rng, candidates, spectrum, perturbations, size)
-        variants = []
-        for cells in sets:
-            f, t = np.array(cells).T
-            with_cells, without_cells = inserted.copy(), deleted.copy()
-            with_cells[f, t] = spectrum[f, t]
-            without_cells[f, t] = background[f, t]
-            variants += [with_cells, without_cells]
-        batch = np.repeat(window[None].astype(np.float32), len(variants), axis=0)
-        batch[:, row] = [_istft(v, window.shape[1]) for v in variants]
-        results = score(batch)
-        combined = _INSERTION_WEIGHT * results[0::2] - _DELETION_WEIGHT * results[1::2]
-        best, value = _best_cell(sets, combined)
-        ranked.append((best, value))
-        candidates.remove(best)
-        inserted[best] = spectrum[best]
-        deleted[best] = background[best]
-    return ranked
-
-
-def _draw_sets(
-    rng: np.random.Generator,
-    candidates: Sequence[tuple[int, int]],
-    spectrum: npt.NDArray[np.complexfloating[Any, Any]],
-    count: int,
-    size: int,
-) -> list[list[tuple[int, int]]]:
-    """Random sets of distinct cells, drawn by their magnitude.
-
-    Fifty uniform draws of a cell among thousands would mostly test silence; a cell that holds more
-    of the signal is drawn more often, and every cell can be.
-    """
-    weight = np.array([abs(spectrum[cell]) for cell in candidates]) + 1e-6
-    weight /= weight.sum()
-    return [
-        [candidates[i] for i in rng.choice(len(candidates), size, replace=False, p=weight)]
-        for _ in range(count)
-    ]
-
-
-def _best_cell(
-    sets: Sequence[Sequence[tuple[int, int]]], combined: Array
-) -> tuple[tuple[int, int], float]:
-    """The drawn cell with the greatest mean over the sets that hold it, by cell and not by
-    position, so that a cell no set holds shifts nothing."""
-    totals: dict[tuple[int, int], list[float]] = {}
-    for cells, value in zip(sets, combined, strict=True):
-        for cell in cells:
-            totals.setdefault(cell, []).append(float(value))
-    means = {cell: float(np.mean(values)) for cell, values in totals.items()}
-    best = max(means, key=lambda cell: means[cell])
-    return best, means[best]
-
-
-def _stft(signal: Array) -> npt.NDArray[np.complexfloating[Any, Any]]:
-    from scipy.signal import stft
-
-    size = min(_FRAME, len(signal))
-    padded = np.pad(signal, (0, max(0, _FRAME - size)))
-    _, _, spectrum = stft(padded, nperseg=_FRAME, noverlap=_FRAME - _HOP, boundary="zeros")
-    result: npt.NDArray[np.complexfloating[Any, Any]] = spectrum
-    return result
-
-
-def _istft(spectrum: npt.NDArray[np.complexfloating[Any, Any]], samples: int) -> Array:
-    from scipy.signal import istft
-
-    _, signal = istft(spectrum, nperseg=_FRAME, noverlap=_FRAME - _HOP, boundary=True)
-    result: Array = np.asarray(signal[:samples], dtype=np.float64)
-    return np.pad(result, (0, samples - len(result)))
-
-
-def _background(
-    spectrum: npt.NDArray[np.complexfloating[Any, Any]],
-) -> npt.NDArray[np.complexfloating[Any, Any]]:
-    """Only the steadiest frequency row (greatest mean over deviation of magnitude) is kept."""
-    magnitude = np.abs(spectrum)
-    steadiness = magnitude.mean(axis=1) / (magnitude.std(axis=1) + 1e-12)
-    background = np.zeros_like(spectrum)
-    row = int(steadiness.argmax())
-    background[row] = spectrum[row]
-    return background
 
 
 def _regions(

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from ecg_agent_ray import ecg, tools
-from ecg_agent_ray.classifier import Classifier, load_classifier
+from ecg_agent_ray.classifier import Classifier, load_classifier, prepare
 from ecg_agent_ray.classifier.dataset import read_source
 from ecg_agent_ray.cli import run
 from ecg_agent_ray.errors import ConfigError, LeadError
 from ecg_agent_ray.evaluation import evaluate_classifier, evaluate_explanation
 from ecg_agent_ray.evaluation.classifier_data import source_kind
+from ecg_agent_ray.evaluation.faithfulness import _products, integrated_gradients
+from ecg_agent_ray.tools.spectrogram_cells import stft_cells
 
 SAMPLES = ecg.samples()[0].parent
 
@@ -133,6 +135,28 @@ def test_highlighted_regions_matter_more_than_random_ones(
         assert metrics[name]["highlighted"] > metrics[name]["random"]
         low, high = metrics[name]["interval"]
         assert low <= metrics[name]["difference"] <= high
+
+    faithfulness = metrics["faithfulness"]
+    assert faithfulness["k"] == [1, 2, 4]
+    low, high = faithfulness["against"]["random"]["interval"]
+    assert low <= faithfulness["against"]["random"]["difference"] <= high
+    assert np.mean(faithfulness["tool"]) > np.mean(faithfulness["random"])
+
+
+def test_integrated_gradients_add_up_to_the_change(builtin: Classifier) -> None:
+    """Completeness (axiom of Sundararajan et al. 2017), over samples and over all cells."""
+    window = prepare(ecg.sample(3)).windows[0]
+    row, column = 1, builtin.labels.index("SR")
+    gradient = integrated_gradients(builtin, window, row, column, "12-lead")
+    emptied = window.copy()
+    emptied[row] = 0
+    whole, nothing = builtin.probabilities(np.stack([window, emptied]))[:, column]
+    change = float(gradient @ window[row])
+    assert change == pytest.approx(whole - nothing, abs=0.15)
+    spectrum = stft_cells(window[row])
+    every = [(f, t) for f in range(spectrum.shape[0]) for t in range(spectrum.shape[1])]
+    parts = _products(spectrum, every, gradient)
+    assert parts.sum() == pytest.approx(change, abs=1e-4)
 
 
 def test_command_line(

@@ -13,7 +13,7 @@ import pytest
 from ecg_agent_ray import ecg, tools
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError, LeadError, ToolError
-from ecg_agent_ray.tools.explanation import rank_cells
+from ecg_agent_ray.tools.spectrogram_cells import rank_cells
 
 KEYS = {"record_id", "label", "probability", "lead", "method", "cells", "regions", "text"}
 LINE = re.compile(r"SR \(\d+\.\d\d%\) \| time=\d+\.\d{3}-\d+\.\d{3}s, freq=\d+\.\d-\d+\.\dHz")
