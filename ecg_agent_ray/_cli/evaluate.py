@@ -178,6 +178,10 @@ def classifier(
     records: Annotated[
         Path | None, typer.Option(help="File of record ids or file stems: only these.")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only the data's own valid, test or train split (PTB-XL, prepared)."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="The names of a checkpoint's outputs, one a line, when it has none."),
@@ -200,8 +204,8 @@ def classifier(
     """Score a classifier on labelled recordings: AUROC, AUPRC, calibration, thresholds.
 
     On PhysioNet/CinC Challenge recordings the Challenge's 2021 score is added. Statements that the
-    data set has no word for, or that the classifier was not taught, take no part. Give --records
-    for the part of a data set that the model was not trained on.
+    data set has no word for, or that the classifier was not taught, take no part. Give --split or
+    --records for the part of a data set that the model was not trained on.
     """
     from ecg_agent_ray.evaluation import evaluate_classifier
 
@@ -214,6 +218,7 @@ def classifier(
             output=output,
             leads=leads,
             records=None if records is None else read_ids(records),
+            split=split,
             resamples=resamples,
             calibrated=calibrated,
             track=track,

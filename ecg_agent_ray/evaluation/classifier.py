@@ -39,6 +39,7 @@ def evaluate_classifier(
     output: str | Path,
     leads: Sequence[str] | None = None,
     records: Sequence[str] | None = None,
+    split: str | None = None,
     resamples: int = 200,
     calibrated: str | Path | None = None,
     track: bool = True,
@@ -58,6 +59,8 @@ def evaluate_classifier(
         Lead configurations; None takes all that the classifier was made for.
     records
         Only these record ids or file stems, such as a held-out fold.
+    split
+        Only the data set's own ``valid``, ``test`` or ``train`` split.
     resamples
         Of patients, for the 95 % intervals; 0 leaves them out.
     calibrated
@@ -88,12 +91,13 @@ def evaluate_classifier(
     configurations = tuple(leads) if leads else classifier.lead_configurations
     for configuration in configurations:
         classifier.assessed_for(configuration)
-    kind, every = labelled_records(data, records)
+    kind, every = labelled_records(data, records, split)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "model": classifier.uri,
         "data_kind": kind,
+        "split": split,
         "n_listed": len(every),
         "lead_configurations": ", ".join(configurations),
     }

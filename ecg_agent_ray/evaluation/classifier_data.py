@@ -50,9 +50,10 @@ def source_kind(path: str | Path) -> SourceKind:
 
 
 def labelled_records(
-    path: str | Path, only: Sequence[str] | None = None
+    path: str | Path, only: Sequence[str] | None = None, split: str | None = None
 ) -> tuple[SourceKind, list[LabelledRecord]]:
-    """The data set's kind and its records; ``only`` keeps those of these ids or file stems.
+    """The data set's kind and its records; ``only`` keeps those of these ids or file stems,
+    ``split`` those of the data set's own ``train``, ``valid`` or ``test`` split.
 
     Raises
     ------
@@ -62,6 +63,13 @@ def labelled_records(
     """
     kind = source_kind(path)
     records = read_source(kind, path)
+    if split is not None:
+        records = [record for record in records if record.split == split]
+        if not records:
+            raise ConfigError(
+                f"{path} has no records of split {split!r}",
+                hint="train, valid or test; PTB-XL and prepared data have splits",
+            )
     if only is None:
         return kind, records
     wanted = set(only)

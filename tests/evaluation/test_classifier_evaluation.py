@@ -66,6 +66,19 @@ def test_a_calibrated_copy_keeps_its_thresholds(builtin: Classifier, tmp_path: P
     assert tools.classify(ecg.sample(3), copy, threshold="model", leads="II").calibration
 
 
+def test_a_data_sets_own_split(builtin: Classifier, shared_data: Path, tmp_path: Path) -> None:
+    metrics = evaluate_classifier(
+        builtin,
+        shared_data / "ptbxl",
+        output=tmp_path,
+        leads=["II"],
+        split="valid",
+        resamples=0,
+        track=False,
+    )
+    assert metrics["n_records"] == 11
+
+
 def test_challenge_score(builtin: Classifier, shared_data: Path, tmp_path: Path) -> None:
     metrics = evaluate_classifier(
         builtin, shared_data / "cinc2021", output=tmp_path, resamples=20, track=False
@@ -114,6 +127,8 @@ def test_bad_input(builtin: Classifier, tmp_path: Path) -> None:
         evaluate_classifier(builtin, SAMPLES, output=tmp_path, leads=["V1"], track=False)
     with pytest.raises(ConfigError, match="no record 7"):
         evaluate_classifier(builtin, SAMPLES, output=tmp_path, records=["7"], track=False)
+    with pytest.raises(ConfigError, match="no records of split 'test'"):
+        evaluate_classifier(builtin, SAMPLES, output=tmp_path, split="test", track=False)
     with pytest.raises(ConfigError, match="does not assess"):
         evaluate_explanation(builtin, SAMPLES, output=tmp_path, label="XYZ")
 
