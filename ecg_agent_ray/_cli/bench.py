@@ -61,6 +61,9 @@ def agent(
         typer.Option(help="Engine to time; repeatable. Left out: all that are installed."),
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="Only the first N dialogues.")] = 10,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="Dialogues at a time, against one at a time; 1: not timed.")
+    ] = 8,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +79,14 @@ def agent(
     if model.startswith("models:/"):
         model = str(resolve(model))
     with stderr_progress("writing turns", unit="turns") as progress:
-        result = bench_agent(dialogues, model, engines=engine, n_dialogues=n, progress=progress)
+        result = bench_agent(
+            dialogues,
+            model,
+            engines=engine,
+            n_dialogues=n,
+            in_flight=in_flight,
+            progress=progress,
+        )
     _finish(result, output, as_json, _agent_table)
 
 
@@ -129,4 +139,7 @@ def _agent_table(result: dict[str, Any]) -> Table:
         faster = f"{times['turn_s']:.1f}x" if times else ""
         accuracy = f"{timing['next_action_accuracy']:.1%}"
         table.add_row(name.replace("_", " "), turn, faster, tool, answer, accuracy)
+    if batch := result["batch"]:
+        times = f"{batch['ratio']:.1f}x the dialogues/s of one"
+        table.caption = f"{batch['in_flight']} dialogues at a time: {times}"
     return table

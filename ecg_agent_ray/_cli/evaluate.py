@@ -49,6 +49,12 @@ def agent(
         str | None, typer.Option(help="Classifier of the live tools; left out: the agent's.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N dialogues.")] = None,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="Dialogues at a time; 1 gives the same text in every run.")
+    ] = 8,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs local weights: transformers or openvino.")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead of generating.")
     ] = None,
@@ -83,7 +89,8 @@ def agent(
         raise ConfigError("give --dialogues to generate, or --predictions to score")
     else:
         wanted = tools or ["live"]
-        judged = load_agent(str(resolve(model)) if model.startswith("models:/") else model)
+        source = str(resolve(model)) if model.startswith("models:/") else model
+        judged = load_agent(source, engine=engine)
         metrics = evaluate_agent(
             dialogues,
             judged,
@@ -93,6 +100,7 @@ def agent(
             ecg_dir=ecg_dir,
             classifier=load_classifier_uri(classifier or judged.classifier or "builtin:"),
             limit=limit,
+            in_flight=in_flight,
             extras=extras,
         )
     if as_json:

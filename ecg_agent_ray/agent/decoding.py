@@ -21,6 +21,7 @@ from ecg_agent_ray.agent.chat_format import ChatFormat
 from ecg_agent_ray.agent.drafts import DraftMemory, PromptDrafts
 from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
 from ecg_agent_ray.agent.grammar import CONTENT_MARKER, message_grammar
+from ecg_agent_ray.agent.packed import ForwardQueue
 from ecg_agent_ray.agent.prefix_cache import KeyValues, PrefixCache
 from ecg_agent_ray.errors import InputError
 
@@ -37,6 +38,8 @@ class GrammarEngine(ABC):
     """
 
     name: str
+    queue: ForwardQueue | None = None
+    """What joins the forwards of several generations, where the engine can."""
 
     def __init__(
         self,
@@ -98,8 +101,10 @@ class GrammarEngine(ABC):
         return generation
 
     def clear_cache(self) -> None:
-        """Forget all keys and values."""
+        """Forget all keys and values, and the words that guesses are made of."""
         self.prefixes.clear()
+        if self.drafts is not None:
+            self.drafts.clear()
 
 
 class _Decoding:
@@ -136,6 +141,9 @@ class _Decoding:
         self.cache, self.usage.cached_tokens = self.engine.prefixes.take(self.tokens)
         self.encoded = self.tokens[: self.usage.cached_tokens]
         sent = len(self.request.prefix)
+        queue = self.engine.queue
+        if queue is not None:
+            queue.enter()
         try:
             while True:
                 self._take_forced()
@@ -153,6 +161,8 @@ class _Decoding:
                     return
                 self._accept(token)
         finally:
+            if queue is not None:
+                queue.leave()
             if self.memory is not None:
                 self.memory.learn(self.tokens, self.start)
             self._forget_wrong_guesses()

@@ -46,6 +46,11 @@ class DraftMemory:
             while len(self._next) > self._entries:
                 self._next.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._next.clear()
+
     def guess(self, tokens: Sequence[int]) -> list[int]:
         """Likely next tokens, chained over several runs; empty if the last run is new."""
         guess: list[int] = []

@@ -7,7 +7,6 @@ An adapter is merged into the weights in memory. What decoding covers is said in
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.decoding import GrammarEngine
+from ecg_agent_ray.agent.packed import ForwardQueue, Request, is_packable, packed_logits
 from ecg_agent_ray.agent.prefix_cache import KeyValues, new_cache
 from ecg_agent_ray.errors import CheckpointError, InputError
 
@@ -103,8 +103,8 @@ class TransformersEngine(GrammarEngine):
             model = merged(model, Path(adapter))
         self.name = name or (f"{reference}+{Path(adapter).name}" if adapter else reference)
         self.model = model.to(self.device).eval()
-        # forwards of several threads would only slow one another down
-        self._forward_lock = threading.Lock()
+        self._packs = is_packable(model)
+        self.queue = self._forwards = ForwardQueue(self._run)
         super().__init__(
             tokenizer,
             model.config,
@@ -121,14 +121,23 @@ class TransformersEngine(GrammarEngine):
         return empty
 
     def forward(self, cache: Any, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
-        """See :meth:`GrammarEngine.forward`."""
-        with self._forward_lock, torch.inference_mode():
-            ids = torch.tensor([list(tokens)], device=self.device)
-            output = self.model(
-                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep
-            )
-            logits: torch.Tensor = output.logits[0].float().cpu()
-        return logits.clone()  # an inference tensor could not be masked in place
+        """See :meth:`GrammarEngine.forward`; what several threads ask for at a time is one."""
+        return self._forwards(Request(cache, tokens, keep)).clone()
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        with torch.inference_mode():
+            if self._packs:
+                packed_logits(self.model, requests)
+                return
+            for request in requests:
+                ids = torch.tensor([list(request.tokens)], device=self.device)
+                output = self.model(
+                    input_ids=ids,
+                    past_key_values=request.cache,
+                    use_cache=True,
+                    logits_to_keep=request.keep,
+                )
+                request.logits = output.logits[0].float().cpu()
 
 
 def declared_ends(model: Any) -> list[int | None]:

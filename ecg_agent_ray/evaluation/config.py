@@ -37,6 +37,14 @@ class EvaluationConfig(BaseModel):
     output: Path = Field(description="Folder for predictions.jsonl and metrics.json.")
     limit: int | None = Field(default=None, ge=1, description="Only the first dialogues.")
     max_tokens: int = Field(default=256, ge=32, description="Of one assistant turn.")
+    in_flight: int = Field(
+        default=8,
+        ge=1,
+        description="Dialogues held at a time; 1 gives the same text in every run.",
+    )
+    engine: str | None = Field(
+        default=None, description="What runs local weights: transformers (null) or openvino."
+    )
     predictions: Path | None = Field(
         default=None, description="Score this file instead of generating."
     )
@@ -65,6 +73,7 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
     agent = load_agent(
         config.model,
         lead_configuration=config.lead_configuration,
+        engine=config.engine,
         device=config.device,
         dtype=config.dtype,
     )
@@ -78,5 +87,6 @@ def run(config: EvaluationConfig) -> dict[str, Any]:
         classifier=config.classifier,
         limit=config.limit,
         max_tokens=config.max_tokens,
+        in_flight=config.in_flight,
         extras=extras,
     )

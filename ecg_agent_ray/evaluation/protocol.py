@@ -13,8 +13,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ecg_agent_ray.agent.engine import GenerationRequest
 from ecg_agent_ray.agent.loop import Agent, offered_actions
@@ -29,6 +31,8 @@ __all__ = ["HISTORIES", "History", "generate_dialogue", "predict", "read_predict
 _log = logging.getLogger(__name__)
 
 History = Literal["without_gt", "with_gt"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 HISTORIES: tuple[History, ...] = ("without_gt", "with_gt")
 
 
@@ -119,12 +123,15 @@ def predict(
     history: History,
     path: Path,
     max_tokens: int = 256,
+    in_flight: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Generate every dialogue that ``path`` does not hold yet and append it there.
 
     A ``sample_id`` is the dialogue's position. A dialogue whose ECG cannot be had is written with
-    an ``error`` and no generated turns, so that its turns count as missing.
+    an ``error`` and no generated turns, so that its turns count as missing. With several dialogues
+    ``in_flight`` at a time, an engine that can joins their forwards; in low precision greedy text
+    may then differ in places from one run to the next.
 
     Returns
     -------
@@ -140,10 +147,18 @@ def predict(
         raise ConfigError(f"history is {history!r}; use one of {', '.join(HISTORIES)}")
     done = {item["sample_id"]: item for item in _resumable(path, agent, history)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        for number, dialogue in enumerate(dialogues):
+    if in_flight < 1:
+        raise ConfigError(f"{in_flight} dialogues cannot be in flight")
+
+    def write(item: tuple[int, Dialogue]) -> tuple[int, dict[str, Any]]:
+        number, dialogue = item
+        return number, done.get(number) or _predict_one(
+            number, dialogue, agent, tools, history, max_tokens
+        )
+
+    with path.open("a", encoding="utf-8") as stream, ThreadPoolExecutor(in_flight) as pool:
+        for number, record in _as_they_end(pool, write, enumerate(dialogues), in_flight):
             if number not in done:
-                record = _predict_one(number, dialogue, agent, tools, history, max_tokens)
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -151,6 +166,23 @@ def predict(
             if progress is not None:
                 progress(number)
     return [done[number] for number in sorted(done)]
+
+
+def _as_they_end(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], most: int
+) -> Iterator[Result]:
+    """Results in the order in which they are ready, at most ``most`` items begun at a time."""
+    left = iter(items)
+    running = {pool.submit(work, item) for item in islice(left, most)}
+    try:
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(work, item) for item in islice(left, len(ended))}
+            for future in ended:
+                yield future.result()
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def _predict_one(

@@ -49,6 +49,7 @@ def evaluate_agent(
     classifier: Any = None,
     limit: int | None = None,
     max_tokens: int = 256,
+    in_flight: int = 1,
     progress: Callable[[int], None] | None = None,
     extras: Extras | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +74,8 @@ def evaluate_agent(
         For live tools; None takes the agent's.
     limit
         Only the first dialogues.
+    in_flight
+        Dialogues held at a time; see :func:`~ecg_agent_ray.evaluation.protocol.predict`.
     progress
         Called with each dialogue's number when it is done.
     extras
@@ -99,6 +102,7 @@ def evaluate_agent(
         history=history,
         path=folder / "predictions.jsonl",
         max_tokens=max_tokens,
+        in_flight=in_flight,
         progress=progress,
     )
     return _scored(records[: len(references)], folder, extras or Extras())

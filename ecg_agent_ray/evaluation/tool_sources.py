@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,6 +142,7 @@ class LiveTools:
         if not self.ecg_dir.is_dir():
             raise InputError(f"no folder of recordings at {self.ecg_dir}")
         self._classifier = classifier
+        self._lock = threading.Lock()
         self._files: dict[str, Path] | None = None
         self._index = RecordIndex()
 
@@ -167,10 +169,11 @@ class LiveTools:
 
         if not dialogue.ecg_files:
             raise RecordingError("the dialogue names no ECG file")
-        if self._classifier is None or isinstance(self._classifier, str | Path):
-            from ecg_agent_ray.classifier import load_classifier
+        with self._lock:
+            if self._classifier is None or isinstance(self._classifier, str | Path):
+                from ecg_agent_ray.classifier import load_classifier
 
-            self._classifier = load_classifier(self._classifier or "builtin:")
+                self._classifier = load_classifier(self._classifier or "builtin:")
         recording = ecg.read(self.find(dialogue.ecg_files[0]))
         return LocalToolbox(recording, self._classifier, dialogue.lead_configuration)
 

@@ -50,6 +50,8 @@ def test_every_turn_is_written_by_all(tmp_path: Path, tiny_agent: Path) -> None:
     assert ours["unreadable"] == 0
     assert paper["tokens_per_turn"] == 512  # random weights seldom write the end token
     assert paper["dtype"] in ("float32", "bfloat16")
+    assert told["batch"]["in_flight"] == 8
+    assert told["batch"]["dialogues_per_s"] > 0
     ratio = paper["turn_s"] / ours["turn_s"]
     assert told["speedup"]["transformers"]["turn_s"] == pytest.approx(ratio, abs=0.01)
 

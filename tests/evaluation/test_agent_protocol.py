@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,51 @@ def test_the_job_scores_predictions(tmp_path: Path) -> None:
     )
     assert failed.returncode == 2
     assert "output" in failed.stderr
+
+
+class SlowEngine:
+    """Answers after a while, and counts how many wait at a time."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def fits(self, messages: Sequence[Any], request: GenerationRequest) -> bool:
+        return True
+
+    def generate(self, messages: Sequence[Any], request: GenerationRequest) -> Generation:
+        def pieces() -> Iterator[str]:
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(0.05)
+            with self.lock:
+                self.now -= 1
+            yield SAY
+
+        return Generation(pieces())
+
+
+def test_several_dialogues_are_in_flight(tmp_path: Path) -> None:
+    engine = SlowEngine()
+    written = [dialogue(f"{number:05}") for number in range(6)]
+    done: list[int] = []
+    evaluate_agent(
+        written,
+        Agent(engine),
+        "recorded",
+        output=tmp_path,
+        in_flight=3,
+        progress=done.append,
+    )
+    assert engine.most == 3
+    assert sorted(done) == list(range(6))
+    records = read_predictions(tmp_path / "predictions.jsonl")
+    assert sorted(record["sample_id"] for record in records) == list(range(6))
+    again = evaluate_agent(written, Agent(engine), "recorded", output=tmp_path, in_flight=3)
+    assert len(read_predictions(tmp_path / "predictions.jsonl")) == 6
+    assert again["n_dialogues"] == 6
+    with pytest.raises(ConfigError, match="in flight"):
+        evaluate_agent(written, Agent(engine), "recorded", output=tmp_path, in_flight=0)

@@ -8,6 +8,7 @@ machine falls on all of them alike. Tools are not run: their recorded outputs ar
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ecg_agent_ray.agent.loop import offered_actions
 from ecg_agent_ray.dialogue import Action, Dialogue, parse_turn, read_dialogues, render_turn
 from ecg_agent_ray.dialogue.synthesis import synthesize
 from ecg_agent_ray.errors import ConfigError, DialogueError, MissingDependencyError
+from ecg_agent_ray.evaluation.protocol import predict
+from ecg_agent_ray.evaluation.tool_sources import recorded_tools
 from ecg_agent_ray.pipelines.bench.paper_loop import MAX_NEW_TOKENS, PaperLoop
 from ecg_agent_ray.pipelines.bench.timing import hardware
 from ecg_agent_ray.pipelines.bench.turn_times import TurnTime, ratio_of_medians, summarised
@@ -53,6 +56,7 @@ def bench_agent(
     *,
     engines: Sequence[str] | None = None,
     n_dialogues: int = 10,
+    in_flight: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time the engines and the loop on the same dialogues with the same weights, on the CPU.
@@ -68,6 +72,8 @@ def bench_agent(
         Names of engines; None takes all that are installed.
     n_dialogues
         Only the first so many.
+    in_flight
+        Dialogues held at a time in the comparison with one at a time; 1 leaves it out.
     progress
         Called with turns done and in all; every engine's turn counts.
 
@@ -108,6 +114,7 @@ def bench_agent(
         "n_turns": len(positions),
         "engines": results,
         "speedup": {name: ratio_of_medians(results[PAPER], results[name]) for name in agents},
+        "batch": (_batch(next(iter(agents.values())), held, in_flight) if in_flight > 1 else None),
         "paper_loop_calibration_s": calibration,
         "hardware": hardware(),
         "versions": {
@@ -204,6 +211,32 @@ def _writer(agent: Agent) -> Callable[[_Position], TurnTime]:
         )
 
     return write
+
+
+def _batch(agent: Agent, dialogues: Sequence[Dialogue], in_flight: int) -> dict[str, Any]:
+    """Dialogues a second as the evaluation writes them, one at a time and several."""
+    rates = {}
+    for most in (1, in_flight):
+        clear = getattr(agent.engine, "clear_cache", None)
+        if clear is not None:
+            clear()
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            predict(
+                dialogues,
+                agent,
+                recorded_tools,
+                history="with_gt",
+                path=Path(folder) / "predictions.jsonl",
+                in_flight=most,
+            )
+            rates[most] = len(dialogues) / (time.perf_counter() - started)
+    return {
+        "in_flight": in_flight,
+        "dialogues_per_s": round(rates[in_flight], 3),
+        "one_at_a_time_dialogues_per_s": round(rates[1], 3),
+        "ratio": round(rates[in_flight] / rates[1], 2),
+    }
 
 
 def _take_turns(
