@@ -38,6 +38,7 @@ class AnswerGate:
         self._enabled = enabled
         self._pending = ""
         self._space = ""
+        self._last = ""
         self._said: set[str] = set()
         self.sent = ""
         self.shut = False
@@ -87,7 +88,9 @@ class AnswerGate:
             self.repeating = True
             return ""
         if self._enabled:
-            found = check_grounding(sentence, self._outputs, question=self._question)
+            found = check_grounding(
+                sentence, self._outputs, question=self._question, before=self._last
+            )
             self.violations += [str(violation) for violation in found]
             if found and not self.dropping:
                 self.shut = True
@@ -101,6 +104,7 @@ class AnswerGate:
         self._space = sentence[len(body) :]
         self.sent += passed
         self._said.add(body.strip())
+        self._last = body.strip()
         return passed
 
     def _rounded(self, sentence: str) -> str:

@@ -7,13 +7,14 @@ same. It is deterministic; what it takes for a claim is said in :mod:`ecg_agent_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import pairwise
 from typing import Any, Literal
 
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims, sentences, statement_claims
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, Rating, rounded
+from ecg_agent_ray.agent.ratings import misrating, misrating_after, only_value
 from ecg_agent_ray.dialogue.render import parse_tool_output
 
 __all__ = ["Evidence", "Violation", "check_grounding", "correct_rounding", "faithful_sentences"]
@@ -28,17 +29,6 @@ _DETAIL_KEYS = {
     "qrs_ms": "qrs_duration",
     "qtc_bazett_ms": "qtc_interval",
 }
-
-# "below the usual limit" and "below the usual 120 ms" speak of one end, not of the range
-_USUAL = (
-    r" (?:the |its |your )?(?:usual|normal|customary|typical)"
-    r"(?!(?: upper| lower)? (?:limit|maximum|minimum|bound))(?! \d+ ?(?:ms|bpm))"
-)
-_SAID: Mapping[Rating, re.Pattern[str]] = {
-    "high": re.compile(rf"\b(?:over|above|beyond|(?:higher|faster|longer) than){_USUAL}", re.I),
-    "low": re.compile(rf"\b(?:under|below|(?:lower|slower|shorter) than){_USUAL}", re.I),
-}
-"""Words that put a value outside its usual range."""
 
 _IMPLIED_BY_STATEMENT: Mapping[str, tuple[str, ...]] = {
     "SR": ("STACH", "SBRAD", "SARRH"),
@@ -178,7 +168,7 @@ class Evidence:
 
 
 def check_grounding(
-    answer: str, tool_outputs: Sequence[Any], *, question: str = ""
+    answer: str, tool_outputs: Sequence[Any], *, question: str = "", before: str = ""
 ) -> list[Violation]:
     """The claims of ``answer`` about this ECG that no tool output bears out.
 
@@ -192,6 +182,9 @@ def check_grounding(
         :class:`~ecg_agent_ray.agent.ToolResult` or as a step with ``tool_output``.
     question
         What the user asked. A number named there may be rated in the answer ("95 ms is normal").
+    before
+        The sentence that came before ``answer`` and was checked, if any: "That is a little low."
+        speaks of its value.
 
     Returns
     -------
@@ -212,14 +205,15 @@ def check_grounding(
     for claim in number_claims(answer):
         if claim.judged and claim.value / claim.factor in named:
             continue
+        sentence = _sentence_at(answer, claim.span[0])
         values = evidence.candidates(claim)
         if not any(_agrees(claim, value) for value in _in_order(answer, claim, values, evidence)):
             expected = f"{values[0]:g}" if values and claim.comparison == "equal" else None
             reason = f"the tools gave {expected}" if expected else "no tool gave it"
-            sentence = _sentence_at(answer, claim.span[0])
             violations.append(Violation("number", claim.text, sentence, reason, expected))
-        elif fault := _misrated(claim, _sentence_at(answer, claim.span[0])):
-            violations.append(fault)
+        elif wrong := misrating(claim, sentence):
+            violations.append(Violation("number", claim.text, sentence, wrong))
+    violations += _misrated_next(f"{before} {answer}" if before else answer, evidence)
     violations += [
         Violation("statement", stated.code, stated.text, "not among the classifier's findings")
         for stated in statement_claims(answer)
@@ -228,23 +222,15 @@ def check_grounding(
     return violations
 
 
-def _misrated(claim: NumberClaim, sentence: str) -> Violation | None:
-    """A right value said to lie on the wrong side of its usual range, such as 62 bpm "over" it.
-
-    Sentences with several numbers of this ECG are left alone: whose rating it is cannot be told.
-    """
-    key = claim.quantity or ("heart_rate" if claim.dimension == "rate" else None)
-    if key not in QUANTITIES or claim.comparison != "equal":
-        return None
-    if sum(other.comparison == "equal" for other in number_claims(sentence)) > 1:
-        return None
-    quantity = QUANTITIES[key]
-    rating = quantity.rate(rounded(claim.value))
-    for said, words in _SAID.items():
-        if said != rating and words.search(sentence):
-            reason = f"{claim.value:g} {quantity.unit} is {rating}, usual is {quantity.usual}"
-            return Violation("number", claim.text, sentence, reason)
-    return None
+def _misrated_next(text: str, values: Evidence) -> Iterator[Violation]:
+    """Sentences that rate the value of the sentence before them."""
+    spans = [text[begin:end].strip() for begin, end in sentences(text)]
+    for said, sentence in pairwise(spans):
+        claim = only_value(said)
+        if claim is None or not values.bears_out(claim):
+            continue
+        if reason := misrating_after(claim, sentence):
+            yield Violation("number", sentence, sentence, reason)
 
 
 def correct_rounding(answer: str, tool_outputs: Sequence[Any]) -> str:

@@ -154,11 +154,12 @@ class LiveTools:
                 return path
         if self._files is None:
             files = sorted(self.ecg_dir.rglob("*"), key=lambda path: path.suffix != ".hea")
-            self._files = {}
+            found: dict[str, Path] = {}
             for path in files:
                 if path.suffix in self._SUFFIXES[1:]:
-                    self._files.setdefault(path.stem, path)
-            self._index = RecordIndex(self._files)
+                    found.setdefault(path.stem, path)
+            # last, since other threads take it for whole once it is there
+            self._index, self._files = RecordIndex(found), found
         stem = self._index.find(PurePosixPath(name).stem)
         if stem is None:
             raise RecordingError(f"no recording {name!r} below {self.ecg_dir}")
