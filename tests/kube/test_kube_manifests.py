@@ -207,17 +207,85 @@ def test_a_port_given_twice_is_found(rendered: dict[str, list[dict[str, Any]]]) 
     assert any("the same containerPort" in one for one in errors(objects))
 
 
+# file, what is there, what is put there, the object and path that are to be named
+FILE_FAULTS = [
+    ("kube/base/network/mlflow.yaml", "ingress:", "ingres:", "NetworkPolicy/mlflow: spec: unknown"),
+    (
+        "kube/base/mlflow/server.yaml",
+        "containerPort: 5000",
+        "containerPort: web",
+        "mlflow: spec.template.spec.containers.0.ports.0.containerPort: 'web'",
+    ),
+    (
+        "kube/base/workspace/raycluster.yaml",
+        "groupName: cpu\n      replicas: 0",
+        "replicas: 0",
+        "workspace: spec.workerGroupSpecs.0: 'groupName' is a required",
+    ),
+    (
+        "serve_configs/production.yaml",
+        "    import_path: ecg_agent_ray.serving:build\n",
+        "",
+        "kube/base/service/rayservice.yaml: RayService/ecg-agent: spec.serveConfigV2.applications",
+    ),
+    (
+        "kube/base/jobs/prepare-data/kustomization.yaml",
+        "jobs/prepare_data.py",
+        "jobs/prepare.py",
+        "template/rayjob.yaml: RayJob/prepare-data: spec.entrypoint: no job",
+    ),
+]
+
+
 def test_the_file_of_a_fault_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tree in ("kube", "serve_configs"):
         shutil.copytree(shipped(tree), tmp_path / tree)
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "kube/base/service/rayservice.yaml"
-    file.write_text(file.read_text("utf-8").replace("maxReplicas", "maxReplica"), "utf-8")
+    for name, there, instead, _ in FILE_FAULTS:
+        text = Path(name).read_text("utf-8")
+        assert there in text
+        Path(name).write_text(text.replace(there, instead), "utf-8")
     assert run(["kube", "validate", "kube/overlays/production"]) == 2
-    told = capsys.readouterr().err
-    assert "kube/base/service/rayservice.yaml: RayService/ecg-agent: spec.rayClusterConfig." in told
+    told = capsys.readouterr()
+    assert f"{len(FILE_FAULTS)} errors" in told.out
+    for name, _, _, message in FILE_FAULTS:
+        found = [line for line in told.err.splitlines() if message in line]
+        assert len(found) == 1, message
+        assert name in found[0] or "kube/base/" in found[0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "RUNBOOK.md"])
+def test_a_page_names_commands_and_objects_that_exist(
+    rendered: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    import typer
+
+    from ecg_agent_ray.cli import app
+
+    page = shipped(f"kube/{name}").read_text(encoding="utf-8")
+    root: Any = typer.main.get_command(app)
+    lines = re.findall(r"ecg-agent ((?:kube|models|tokens|train|serve|demo)\b[^|#`\n]*)", page)
+    assert lines
+    for line in lines:
+        words = line.split()
+        command = root.commands[words[0]]
+        if (inner := getattr(command, "commands", None)) is not None:
+            verbs = words[1].split("|") if len(words) > 1 and words[1] != "…" else []
+            assert set(verbs) <= inner.keys(), line
+            command = inner[verbs[0]] if verbs else command
+        known = {option for one in command.params for option in one.opts}
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", line)) <= known, line
+    made = {(o["kind"].lower(), o["metadata"]["name"]) for one in rendered.values() for o in one}
+    made |= {("service", f"ecg-agent-{kind}-svc") for kind in ("head", "serve")}  # KubeRay's
+    short = {"svc": "service"}
+    for kind, wanted in re.findall(r"(svc|deployment|statefulset)/([a-z-]+)", page):
+        assert (short.get(kind, kind), wanted) in made, wanted
+    for kind, wanted in re.findall(
+        r"(?:delete|patch|get) (raycluster|rayservice|job) (\w[\w-]+)", page
+    ):
+        assert (kind, wanted) in made, wanted
 
 
 def test_what_a_component_adds_is_in_the_overlays_namespace_and_image() -> None:
