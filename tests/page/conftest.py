@@ -21,8 +21,8 @@ import pytest
 from ecg_agent_ray import ecg
 from ecg_agent_ray.serving import TokenFile
 
-ACTION_MS = 120_000
-"""Longest wait for anything on the page; a busy machine is slow, not wrong."""
+ACTION_MS, TURN_MS = 120_000, 400_000
+"""Longest waits for anything on the page and for an answer; a busy machine is slow, not wrong."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Tab:
         """The answer of that number, from 0, once it is whole or has failed."""
         turn = self.page.locator(".turn.agent").nth(number)
         turn.wait_for()
-        self.page.locator(f".turn.agent:not([aria-busy]) >> nth={number}").wait_for(timeout=180_000)
+        self.page.locator(f".turn.agent:not([aria-busy]) >> nth={number}").wait_for(timeout=TURN_MS)
         return turn
 
     def pixels(self, colour: str) -> int:

@@ -85,7 +85,7 @@ def test_an_overloaded_agent_can_be_asked_again(new_tab: Callable[..., Any]) -> 
     assert "Not answered. All are busy." in turn.inner_text()
     page.unroute("**/v1/chat/completions")
     page.get_by_role("button", name="Ask again", exact=True).click()
-    page.locator(".turn.agent:not([aria-busy]) .words:not(:empty)").wait_for(timeout=180_000)
+    page.locator(".turn.agent:not([aria-busy]) .words:not(:empty)").wait_for(timeout=400_000)
     assert page.locator(".turn.user").count() == 1
 
 
