@@ -58,6 +58,8 @@ def create_app(services: Services) -> FastAPI:
         description="Not a medical device. Answers are for research and teaching.",
         responses=_PROBLEMS,
         lifespan=_lifespan,
+        # FastAPI's own spans and logs hold paths, hence ECG ids; ours do not
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         # the interactive pages load their scripts from elsewhere
         docs_url=None,
         redoc_url=None,
