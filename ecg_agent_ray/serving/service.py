@@ -63,6 +63,8 @@ def _local_ray(config: ServiceConfig) -> Iterator[bool]:
     import ray
 
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    # a dead proxy is replaced after three missed checks; Serve's own period is 10 s
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     before = signal.getsignal(signal.SIGTERM)
     with local_ray(num_cpus=_cpus(config)):
         if threading.current_thread() is threading.main_thread():
