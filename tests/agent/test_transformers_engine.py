@@ -23,10 +23,14 @@ def ask(text: str) -> list[dict[str, str]]:
     return [SYSTEM, {"role": "user", "content": text}]
 
 
-@pytest.mark.parametrize("max_tokens", [96, 48])
-def test_every_generation_is_a_turn(tiny_engine: TransformersEngine, max_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("max_tokens", "count"), [(96, 40), (48, 40), pytest.param(96, 1000, marks=pytest.mark.slow)]
+)
+def test_every_generation_is_a_turn(
+    tiny_engine: TransformersEngine, max_tokens: int, count: int
+) -> None:
     seen = set()
-    for seed in range(40):
+    for seed in range(count):
         request = GenerationRequest(max_tokens=max_tokens, temperature=1.0, seed=seed)
         generation = tiny_engine.generate(ask(f"question {seed}"), request)
         text = generation.text()
