@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from serving_fuzz import fuzz
-from serving_load import Bench, crowd, kill, overhead, owners
+from serving_load import KINDS, Bench, crowd, kill, overhead, owners
 
 PARTS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
     "overhead": overhead,
@@ -74,6 +74,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=200, help="overhead: measurements")
     parser.add_argument("--crowd-s", type=float, default=120, help="crowd: seconds of the many")
     parser.add_argument("--clients", type=int, default=200, help="crowd: how many are many")
+    parser.add_argument(
+        "--kinds", nargs="*", choices=[*KINDS, "proxy"], help="kill: which (default: each)"
+    )
     parser.add_argument("--ecgs", type=int, default=1000, help="owners: ECGs")
     parser.add_argument("--requests", type=int, default=10_000, help="fuzz: requests")
     parser.add_argument("--output", type=Path, help="JSON of all results")
@@ -90,7 +93,7 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
             "RAY_SERVE_ENABLE_HA_PROXY": str(int(args.haproxy)),
             # a machine under this load must not lose its proxy for being slow
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "20",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

@@ -27,7 +27,10 @@ def fuzz(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         for chunk in range(CHUNKS):
             per_chunk = (args.requests - files) // CHUNKS
             faults += _from_document(bench, document, ecg_id, per_chunk, chunk, statuses)
-            faults += _damaged(client, files // CHUNKS, chunk, statuses)
+            left = args.requests - sum(statuses.values())
+            # an operation without parameters has few different requests: files fill the rest
+            count = files // CHUNKS if chunk < CHUNKS - 1 else max(left, files // CHUNKS)
+            faults += _damaged(client, count, chunk, statuses)
             memory.append(_memory(bench))
     # the first chunk fills caches; what grows after it would grow for ever
     growth = {kind: memory[-1][kind] - memory[0][kind] for kind in memory[0] if kind in memory[-1]}

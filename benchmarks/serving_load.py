@@ -212,7 +212,7 @@ def kill(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
         return path, expected[path]
 
     report: dict[str, Any] = {"faults": []}
-    for kind in (*KINDS, "proxy"):
+    for kind in args.kinds or (*KINDS, "proxy"):
         name = f"ray::ServeReplica:ecg-agent:{kind}"
         if kind == "proxy":
             name = "haproxy" if args.haproxy else "ray::ProxyActor"
