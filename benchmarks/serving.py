@@ -39,6 +39,11 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
 def main() -> int:
     args = _arguments()
     parts = args.parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        _say(
+            sys.stderr, f"error: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}"
+        )
+        return 2
     results: dict[str, Any] = {
         "haproxy": args.haproxy,
         "cpus": os.cpu_count(),
@@ -68,7 +73,7 @@ def _say(where: TextIO, line: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--haproxy", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--agent", default="builtin:", help="URI of the agent")
     parser.add_argument("--rounds", type=int, default=200, help="overhead: measurements")
