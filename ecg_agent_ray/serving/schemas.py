@@ -18,6 +18,7 @@ __all__ = [
     "StreamOptions",
 ]
 
+LEAST_TOKENS = 64
 LeadConfiguration = Literal["12-lead", "I", "II"]
 
 _SAMPLE_ECG: dict[str, Any] = {
@@ -167,7 +168,10 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     max_tokens: int | None = Field(
-        default=None, ge=1, le=4096, description="Tokens of one message of the agent's, at most."
+        default=None,
+        ge=1,
+        le=4096,
+        description="Tokens of one message of the agent's, at most; below 64 is taken as 64.",
     )
     max_completion_tokens: int | None = Field(
         default=None, ge=1, le=4096, description="The newer name of `max_tokens`."
@@ -176,8 +180,10 @@ class ChatRequest(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """What was asked of the generation, as arguments of ``Agent.run``."""
+        limit = self.max_completion_tokens or self.max_tokens
         asked = {
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
+            # a message that also says its action and closes needs this much
+            "max_tokens": None if limit is None else max(limit, LEAST_TOKENS),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed,
