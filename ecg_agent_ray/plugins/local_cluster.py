@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -78,7 +79,12 @@ def local_ray(
         finally:
             ray.shutdown()
         return
-    with _no_ray_process_left():
+    with contextlib.ExitStack() as cleanup:
+        if job_server:
+            # Ray's jobs look for "the latest cluster" of the temporary folder, which has to be this
+            folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+            options["_temp_dir"] = cleanup.enter_context(folder)
+        cleanup.enter_context(_no_ray_process_left())
         try:
             if not log_to_driver:
                 # raylet's messages go to stdout all the same, where a job's one JSON line belongs
