@@ -244,6 +244,10 @@ class _Decoding:
             return self.rows[ahead]
         started = time.perf_counter()
         self._forget_wrong_guesses()
+        if len(self.encoded) == len(self.tokens):
+            # a character was taken back, so its last token's output is asked for again
+            self.cache.crop(-1)
+            self.encoded.pop()
         guess = self._guess()
         new = [*self.tokens[len(self.encoded) :], *guess]
         self.rows = self.engine.forward(self.cache, new, keep=len(guess) + 1)
