@@ -166,17 +166,37 @@ def rollback(
 
 def export(
     uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/3, builtin:KIND.")],
-    output: Annotated[Path, typer.Option(help="Directory to make.")],
+    output: Annotated[Path, typer.Option(help="Directory to make; with gguf, the file.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="copy; an agent's: merged, gguf-f16, gguf-q8_0, gguf-q4_0."),
+    ] = "copy",
     as_json: Json = False,
 ) -> None:
-    """Copy a model's directory out of the registry."""
+    """Copy a model's directory out of the registry, or merge an agent's adapter into its base."""
     from ecg_agent_ray.registry import export as copy
 
-    path = copy(uri, output)
+    path = copy(uri, output) if form == "copy" else _export_agent(uri, output, form)
     if as_json:
         emit({"uri": uri, "path": str(path)})
     else:
         console.print(f"{uri} is in {path}")
+
+
+def _export_agent(uri: str, output: Path, form: str) -> Path:
+    from ecg_agent_ray.agent.export import GGUF_TYPES, export_gguf, export_merged
+    from ecg_agent_ray.errors import ConfigError, InputError
+    from ecg_agent_ray.registry import resolve
+
+    kinds = {f"gguf-{kind}": kind for kind in GGUF_TYPES}
+    if form != "merged" and form not in kinds:
+        raise ConfigError(f"unknown format {form!r}", hint=f"copy, merged, {', '.join(kinds)}")
+    if output.is_file() or (output.is_dir() and (form != "merged" or any(output.iterdir()))):
+        raise InputError(f"{output} is already there")
+    folder = resolve(uri, kind="agent")
+    if form == "merged":
+        return export_merged(folder, output)
+    return export_gguf(folder, output, kind=kinds[form])
 
 
 def _print_promotion(done: Mapping[str, Any], *, as_json: bool) -> None:

