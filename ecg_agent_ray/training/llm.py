@@ -96,7 +96,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
 def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
     """Absolute paths, since workers run elsewhere, and checks across fields."""
     workers, packs = config.distributed.num_workers, config.batch.packs_per_step
-    if packs % workers:
+    if packs % workers and config.distributed.min_workers is None:
         raise ConfigError(
             f"batch.packs_per_step={packs} is not a multiple of distributed.num_workers={workers}"
         )
@@ -142,12 +142,14 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
     }
     # at run time these are Train V2's classes; to a type checker ray.train still shows V1's
     run_config: Any = ray.train.RunConfig
+    scaling: Any = ray.train.ScalingConfig
+    workers = (spread.min_workers, spread.num_workers) if spread.min_workers else spread.num_workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config.model_dump(mode="json"),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=spread.num_workers,
+        scaling_config=scaling(
+            num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": spread.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),

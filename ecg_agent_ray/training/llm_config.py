@@ -55,6 +55,9 @@ class DistributedConfig(StrictConfig):
     """Ray Train workers and DeepSpeed."""
 
     num_workers: int = Field(default=2, ge=1)
+    min_workers: int | None = Field(
+        default=None, ge=1, description="Go on with as few where no more are free; null: never."
+    )
     use_gpu: bool | Literal["auto"] = Field(default="auto", description="auto: if Ray has GPUs.")
     cpus_per_worker: float = Field(default=1, gt=0)
     threads_per_worker: int = Field(default=1, ge=1, description="OMP_NUM_THREADS of a worker.")
@@ -138,6 +141,8 @@ class LLMFinetuneConfig(StrictConfig):
         problems = []
         if self.early_stopping_patience and self.validation is None:
             problems.append("early_stopping_patience needs validation")
+        if spread.min_workers and spread.min_workers > spread.num_workers:
+            problems.append("distributed.min_workers needs at least as many num_workers")
         if spread.offload_parameters and spread.zero_stage != 3:
             problems.append("distributed.offload_parameters needs distributed.zero_stage=3")
         if spread.offload_optimizer and spread.zero_stage == 0:
@@ -149,8 +154,12 @@ class LLMFinetuneConfig(StrictConfig):
             raise ValueError("; ".join(problems))
         return self
 
-    def deepspeed(self, *, gpu: bool) -> dict[str, Any]:
-        """The DeepSpeed configuration: bf16 weights with fp32 master copies of what is trained."""
+    def deepspeed(self, *, gpu: bool, workers: int) -> dict[str, Any]:
+        """The DeepSpeed configuration.
+
+        Stage 0 leaves the adapter in fp32 as peft makes it, gradients summed over all workers.
+        From stage 1 on its weights are bf16 with fp32 masters, gradients accumulated in fp32.
+        """
         zero: dict[str, Any] = {
             "stage": self.distributed.zero_stage,
             "contiguous_gradients": True,
@@ -162,14 +171,17 @@ class LLMFinetuneConfig(StrictConfig):
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpu}
         if self.distributed.offload_parameters:
             zero["offload_param"] = {"device": "cpu", "pin_memory": gpu}
-        accumulation = self.batch.packs_per_step // self.distributed.num_workers
+        low = self.dtype == "bfloat16" and self.distributed.zero_stage > 0
+        accumulation = -(-self.batch.packs_per_step // workers)
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": self.optimizer.max_grad_norm,
-            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "bf16": {"enabled": low},
+            "data_types": {"grad_accum_dtype": "fp32"},
             # torch's AdamW is a plain PyTorch optimiser; DeepSpeed's own needs compiled ops
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero,
             "steps_per_print": 1_000_000_000,
             "wall_clock_breakdown": False,

@@ -21,7 +21,11 @@ from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.errors import ConfigError
-from ecg_agent_ray.training.deepspeed_setup import safe_deepspeed_globals
+from ecg_agent_ray.training.llm_checkpoint import (
+    load_training_state,
+    restore_engine,
+    save_training_state,
+)
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import encode_all
 from ecg_agent_ray.training.llm_kernels import Kernels, choose_kernels
@@ -107,7 +111,7 @@ class LLMWorker:
         self.context = ray.train.get_context()
         self.rank = self.context.get_world_rank()
         self.world = self.context.get_world_size()
-        self.accumulation = config.batch.packs_per_step // self.world
+        self.accumulation = -(-config.batch.packs_per_step // self.world)
         chat = ChatFormat(load_tokenizer(config.base_model))
         train = encode_all(chat, read_dialogues(config.train))
         self.validation: list[EncodedDialogue] = []
@@ -148,19 +152,25 @@ class LLMWorker:
     def _start_engine(self) -> Any:
         import deepspeed
         import torch
+        from transformers.integrations import HfDeepSpeedConfig
 
         gpu = torch.cuda.is_available()
         torch.manual_seed(self.config.seed)
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
         kernels = choose_kernels(self.config, gpu=gpu)
+        settings_of_engine = self.config.deepspeed(gpu=gpu, workers=self.world)
+        # while it lives, transformers loads each weight into its partitions (ZeRO-3): a node never
+        # holds one whole model for each of its workers
+        partitioned = HfDeepSpeedConfig(settings_of_engine)
         model = build_model(self.config, kernels)
+        del partitioned
         trained = [p for p in model.parameters() if p.requires_grad]
         settings = self.config.optimizer
         optimizer = torch.optim.AdamW(
             trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
         engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=self.config.deepspeed(gpu=gpu)
+            model=model, optimizer=optimizer, config=settings_of_engine
         )
         if self.rank == 0:
             for reason in kernels.reasons:
@@ -181,6 +191,8 @@ class LLMWorker:
 
     def run(self) -> None:
         first = self._resume()
+        if self._out_of_patience():
+            first = self.total
         for step, packs in enumerate(self.plan.steps(first, self.total), start=first):
             metrics = self._step(step, packs)
             done = step + 1
@@ -217,12 +229,16 @@ class LLMWorker:
     def _step(self, step: int, packs: list[Pack]) -> dict[str, Any]:
         start = time.perf_counter()
         mine = packs[self.rank :: self.world]
+        # all workers must take part in every backward pass; the odd ones out count nothing
+        spare = self.accumulation - len(mine)
+        rows = [(pack, 1.0) for pack in mine] + [(packs[0], 0.0)] * spare
         weight = sum(pack.total_weight(self.config.action_weight) for pack in packs)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.total)
         total_loss = 0.0
-        for pack in mine:
+        for pack, counted in rows:
             loss = sequence_loss(self.engine, pack, self.device, self.config.action_weight)
+            loss = loss * counted
             # DeepSpeed averages over workers and accumulation; this makes it a mean over targets
             self.engine.backward(loss * (self.world * self.accumulation / weight))
             self.engine.step()
@@ -299,17 +315,15 @@ class LLMWorker:
 
     def _save(self, folder: Path, step: int) -> None:
         """Each worker writes its own shard; rank 0 also writes the adapter in peft's own form."""
-        state = {
+        progress = {
             "step": step,
             "tokens_seen": self.tokens_seen,
-            "best": self.best,
+            # JSON has no infinity
+            "best": self.best if math.isfinite(self.best) else None,
             "without_gain": self.without_gain,
         }
-        self.engine.save_checkpoint(
-            str(folder / "deepspeed"),
-            tag="last",
-            client_state=state,
-            exclude_frozen_parameters=True,
+        save_training_state(
+            self.engine, folder / "state", progress, rank=self.rank, world=self.world
         )
         with self._gathered():
             if self.rank == 0:
@@ -334,12 +348,16 @@ class LLMWorker:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
-        with checkpoint.as_directory() as folder, safe_deepspeed_globals():
-            _, state = self.engine.load_checkpoint(
-                str(Path(folder) / "deepspeed"), tag="last", load_module_strict=False
-            )
-        self.tokens_seen = int(state["tokens_seen"])
-        self.best = float(state.get("best", math.inf))
-        self.without_gain = int(state.get("without_gain", 0))
-        logger.info("resumed after step %d", state["step"])
-        return int(state["step"])
+        with checkpoint.as_directory() as folder:
+            tensors, progress = load_training_state(Path(folder) / "state")
+        restore_engine(self.engine, tensors, progress)
+        self.tokens_seen = int(progress["tokens_seen"])
+        self.best = math.inf if progress["best"] is None else float(progress["best"])
+        self.without_gain = int(progress["without_gain"])
+        logger.info(
+            "resumed after step %d, %d workers then, %d now",
+            progress["step"],
+            progress["shards"],
+            self.world,
+        )
+        return int(progress["step"])

@@ -142,18 +142,16 @@ def memory_parts(
         weights = gathered if config.distributed.offload_parameters else weights // ranks
         if config.distributed.offload_parameters:
             gathered = 0
-    # fp32 master copy and Adam's two moments
-    optimizer = 12 * trained // (ranks if stage >= 1 else 1)
+    # fp32 master copy and Adam's two moments; at stage 0 the adapter itself is fp32
+    optimizer = 12 * trained // ranks if stage else 8 * trained
     if config.distributed.offload_optimizer:
         optimizer = 0
     tokens = config.batch.max_tokens
     targets = round(tokens * (target_share or config.assume.target_share))
     return {
         "weights": weights,
-        "adapter": trained * width // (ranks if stage == 3 else 1),
-        # in the model's type, and in fp32 where the step is taken
-        "gradients": trained * width // (ranks if stage >= 2 else 1)
-        + 4 * trained // (ranks if stage >= 1 else 1),
+        "adapter": trained * (width if stage else 4) // (ranks if stage == 3 else 1),
+        "gradients": _gradient_bytes(trained, width, ranks, stage),
         "optimizer": optimizer,
         "activations": activation_bytes(shape, config),
         # logits, their fp32 copy, log-probabilities and the gradient of those
@@ -161,6 +159,13 @@ def memory_parts(
         "gathered": gathered,
         "reserve": _RESERVE,
     }
+
+
+def _gradient_bytes(trained: int, width: int, ranks: int, stage: int) -> int:
+    """In the weights' type as they arise, and summed up in fp32; shared out from stage 2 on."""
+    if stage == 0:
+        return 4 * trained
+    return trained * (width + 4) // (ranks if stage >= 2 else 1)
 
 
 def activation_bytes(shape: ModelShape, config: LLMFinetuneConfig) -> int:

@@ -227,7 +227,7 @@ def _kill_a_worker(output: Path) -> None:
     """End one training worker once the first checkpoint is whole."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        if list(output.glob("checkpoints/*/checkpoint_*/deepspeed/latest")):
+        if list(output.glob("checkpoints/*/checkpoint_*/state/progress.json")):
             for process in psutil.Process().children(recursive=True):
                 if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
                     process.kill()
