@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -28,6 +29,10 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("ECG_AGENT_HOME", str(tmp_path / "state"))
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "ECG_AGENT_API_TOKENS"):
         monkeypatch.delenv(name, raising=False)
+    # a replica that runs within a test gives the package's logger its own handler
+    logger = logging.getLogger("ecg_agent_ray")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])
     yield
     if (mlflow := sys.modules.get("mlflow")) is not None:
         # MLflow keeps its tracking URI for the whole process

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.errors import ConfigError, ServiceError
@@ -94,7 +96,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any]
     seen = time.monotonic()
     while True:
         try:
-            asyncio.run(_tail(client, job_id, show, skip=written))
+            _run(_tail(client, job_id, show, skip=written))
             details = client.get_job_info(job_id)
             seen = time.monotonic()
             if details.status.is_terminal():
@@ -120,6 +122,20 @@ def stop(client: JobSubmissionClient, job_id: str, *, timeout_s: float = 60.0) -
         if details.status.is_terminal() or time.monotonic() > deadline:
             return details
         time.sleep(0.3)
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """In a thread of its own: a notebook's has an event loop already. Ctrl-C ends the wait."""
+    ended: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            ended.set_result(asyncio.run(coroutine))
+        except BaseException as error:  # raised again where it is waited for
+            ended.set_exception(error)
+
+    threading.Thread(target=work, name="job output", daemon=True).start()
+    ended.result()
 
 
 async def _tail(

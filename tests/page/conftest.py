@@ -38,20 +38,30 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if program is None:
+def program() -> str:
+    """Chromium's; without it or Playwright no service is started either."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if found is None:
         pytest.skip("no Chromium here (on Debian: apt-get install chromium)")
-    with api.sync_playwright() as driver:
+    return found
+
+
+# a module at a time: while Playwright runs, no other test of the process can start an event loop
+@pytest.fixture(scope="module")
+def chromium(program: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         # root, as in most containers, may not use Chromium's own sandbox
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, chromium: Any) -> Iterator[Served]:
+# a module at a time, too: its Ray and its models would share the machine with all tests that follow
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("served")
     token = TokenFile(home / "tokens").create("reader", ["read", "chat"])
     environment = os.environ | {
