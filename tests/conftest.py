@@ -33,6 +33,12 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     logger = logging.getLogger("ecg_agent_ray")
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logger, "handlers", [])
+    logger.setLevel(logging.NOTSET)
+    logging.disable(logging.NOTSET)
+    # libraries that configure logging from a file switch off all loggers it does not name
+    for name, child in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("ecg_agent_ray") and isinstance(child, logging.Logger):
+            child.disabled = False
     yield
     if (mlflow := sys.modules.get("mlflow")) is not None:
         # MLflow keeps its tracking URI for the whole process

@@ -172,7 +172,14 @@ def test_ctrl_c_stops_the_job_and_says_130(
     command = [sys.executable, "-m", "mlflow", "run", str(project), "-b", "ray", "-P", "steps=1e4"]
     command += ["--backend-config", str(cluster), "--env-manager", "local", "--run-name", "long"]
     env = os.environ | {"MLFLOW_TRACKING_URI": store}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        # a test run in the background of a shell ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line == "line 2\n":
