@@ -45,6 +45,22 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         mlflow.set_tracking_uri(None)
 
 
+@pytest.fixture
+def reader_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the readers log, whatever earlier tests' libraries did to the loggers above them."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.startswith("ecg_agent_ray.ecg.formats")
+    ]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+        logger.filters.clear()
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The larger development data, present beside some checkouts only."""
