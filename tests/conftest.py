@@ -46,19 +46,16 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.fixture
-def reader_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the readers log, whatever earlier tests' libraries did to the loggers above them."""
-    loggers = [
-        logging.getLogger(name)
-        for name in list(logging.root.manager.loggerDict)
-        if name.startswith("ecg_agent_ray.ecg.formats")
-    ]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-        logger.filters.clear()
-    yield caplog
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
+def reader_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the readers warn of, whatever earlier tests' libraries did to the loggers."""
+    from ecg_agent_ray.ecg.formats import muse, scp
+
+    told: list[str] = []
+    logger = logging.Logger("readers")
+    logger.addFilter(lambda record: told.append(record.getMessage()) or True)
+    for module in (muse, scp):
+        monkeypatch.setattr(module, "_logger", logger)
+    return told
 
 
 @pytest.fixture(scope="session")
