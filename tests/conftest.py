@@ -29,16 +29,6 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("ECG_AGENT_HOME", str(tmp_path / "state"))
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "ECG_AGENT_API_TOKENS"):
         monkeypatch.delenv(name, raising=False)
-    # a replica that runs within a test gives the package's logger its own handler
-    logger = logging.getLogger("ecg_agent_ray")
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "handlers", [])
-    logger.setLevel(logging.NOTSET)
-    logging.disable(logging.NOTSET)
-    # libraries that configure logging from a file switch off all loggers it does not name
-    for name, child in list(logging.root.manager.loggerDict.items()):
-        if name.startswith("ecg_agent_ray") and isinstance(child, logging.Logger):
-            child.disabled = False
     yield
     if (mlflow := sys.modules.get("mlflow")) is not None:
         # MLflow keeps its tracking URI for the whole process

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from ecg_agent_ray.errors import ConfigError, ServiceError, TrainingError
+from ecg_agent_ray.errors import ConfigError, TrainingError
+from ecg_agent_ray.plugins import ray_jobs
 
 __all__ = ["submit_job"]
 
@@ -22,7 +22,6 @@ _VERBS = {
     "finetune_classifier": "classifier",
     "train_delineator": "delineator",
 }
-_FINAL = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
 def submit_job(job: str, config: BaseModel, *, address: str, wait: bool) -> dict[str, Any]:
@@ -33,33 +32,28 @@ def submit_job(job: str, config: BaseModel, *, address: str, wait: bool) -> dict
 
     Raises:
         ConfigError: the address is no job server's.
-        ServiceError: the job server does not answer.
+        ServiceError: the job server does not answer, refuses the job, or is lost for minutes.
         TrainingError: the job failed or was stopped.
     """
-    if not address.startswith(("http://", "https://")):
+    # Ray Client's addresses are refused, with the reason, where the connection is made
+    if not address.startswith(("http://", "https://", "ray://")):
         raise ConfigError(
             f"--address {address!r} is no job server",
-            hint="ray:// runs the driver here, so a lost connection would end the job; "
-            "give the job server, usually http://HEAD:8265",
+            hint="give the job server, usually http://HEAD:8265",
         )
-    from ray.job_submission import JobSubmissionClient
-
+    client = ray_jobs.connect(address)
     with tempfile.TemporaryDirectory(prefix="ecg-agent-job-") as folder:
         values = config.model_dump(mode="json")
         Path(folder, "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
         command = ["ecg-agent", "train", _VERBS[job], "--config", "config.yaml"]
-        try:
-            client = JobSubmissionClient(address)
-            job_id = client.submit_job(
-                entrypoint=shlex.join(command), runtime_env={"working_dir": folder}
-            )
-        except (ConnectionError, RuntimeError) as error:
-            raise ServiceError(f"no Ray job server answers at {address}: {error}") from error
+        job_id = ray_jobs.submit(
+            client, entrypoint=shlex.join(command), runtime_env={"working_dir": folder}
+        )
     if not wait:
         return {"job_id": job_id, "status": "SUBMITTED"}
-    while (status := client.get_job_status(job_id).value) not in _FINAL:
-        time.sleep(2)
-    logs = client.get_job_logs(job_id)
+    output: list[str] = []
+    status = ray_jobs.follow(client, job_id, output.append).status.value
+    logs = "".join(output)
     if status != "SUCCEEDED":
         raise TrainingError(f"job {job_id} {status.lower()}: {_last_line(logs)}")
     return {"job_id": job_id, "status": status, **_result(logs)}
