@@ -35,17 +35,17 @@ def remove_spikes(
     before = clean[:, quiet - half : clean.shape[1] - 2 * half]
     after = clean[:, quiet + half :]
     height = np.abs(clean[:, middle] - (before + after) / 2)
-    tall = height > _SMALLEST_MV
-    if not tall.any():
+    sharp = (height > _SMALLEST_MV) & (np.abs(after - before) < _RETURN_SHARE * height)
+    if not sharp.any():
         return clean, spikes
     width = quiet - half + 1
     # the running extremes of the samples from ``quiet`` to ``half`` before each sample
     span = maximum_filter1d(clean, width, axis=1) - minimum_filter1d(clean, width, axis=1)
     centre = width // 2
     calm = span[:, centre : centre + height.shape[1]]
-    spikes[:, middle] = (
-        tall & (calm < _QUIET_SHARE * height) & (np.abs(after - before) < _RETURN_SHARE * height)
-    )
+    spikes[:, middle] = sharp & (calm < _QUIET_SHARE * height)
+    if not spikes.any():
+        return clean, spikes
     # a pacemaker is seen by most leads at once, an artefact or a notch of one lead is not
     votes = maximum_filter1d(spikes, 2 * half + 1, axis=1).sum(axis=0)
     spikes &= votes >= _VOTING_SHARE * len(clean)

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.filters import band, fill_gaps
+from ecg_agent_ray.ecg.filters import bands, fill_gaps, median
 from ecg_agent_ray.ecg.recording import Recording
 
-__all__ = ["LeadQuality", "QualityStatus", "assess_quality", "beats_of_leads"]
+__all__ = ["FilteredLeads", "LeadQuality", "QualityStatus", "assess_quality"]
 
 QualityStatus = Literal["usable", "doubtful", "unusable"]
 
@@ -42,39 +42,53 @@ class LeadQuality:
         return {"status": self.status, "reason": self.reason}
 
 
+class FilteredLeads:
+    """A recording's leads, gaps bridged, in the bands in which quality is judged and beats sought.
+
+    ``shape``, ``noise`` and ``qrs`` are (leads, samples) in mV: 1 to 40 Hz, above 40 Hz, and what
+    ``find_beats`` looks at.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        from ecg_agent_ray.ecg.delineation.beats import QRS_BAND_HZ
+
+        self.leads, self.rate = recording.leads, recording.sampling_rate
+        filled = fill_gaps(recording.signal)
+        edges = [(1.0, 40.0), (None, 40.0), QRS_BAND_HZ]
+        self.shape, below, self.qrs = bands(filled, self.rate, edges)
+        self.noise = filled - below
+
+    def beats(self, names: Sequence[str]) -> npt.NDArray[np.intp]:
+        """Sample indices of the beats, sought in these leads together."""
+        from ecg_agent_ray.ecg.delineation.beats import find_beats_in_band
+
+        return find_beats_in_band(self.qrs[[self.leads.index(n) for n in names]], self.rate)
+
+
 def assess_quality(
     recording: Recording,
+    filtered: FilteredLeads | None = None,
     find: Callable[[Sequence[str]], npt.NDArray[np.intp]] | None = None,
 ) -> dict[str, LeadQuality]:
     """Quality of every lead, by name.
 
     Parameters
     ----------
+    filtered : of this recording, for a caller who needs it too
     find : the beats' sample indices from the leads of these names, for a caller who needs them too;
         beats are sought in all leads together, so that one noisy lead does not judge itself.
     """
-    signal, rate = recording.signal, recording.sampling_rate
-    raw = [_by_samples(row, rate) for row in signal]
-    pairs = zip(recording.leads, raw, strict=True)
+    filtered = filtered or FilteredLeads(recording)
+    by_samples = _by_samples(recording.signal, recording.sampling_rate)
+    pairs = zip(recording.leads, by_samples, strict=True)
     alive = [name for name, found in pairs if found.status != "unusable"]
     beats = np.empty(0, dtype=np.intp)
     if alive:
-        beats = find(alive) if find is not None else beats_of_leads(recording, alive)
-    filled = fill_gaps(signal)
-    shape = band(filled, rate, 1.0, 40.0)
-    rest = filled - band(filled, rate, None, 40.0)
-    result = {}
-    for name, found, row, noise in zip(recording.leads, raw, shape, rest, strict=True):
-        seen = beats[np.isfinite(recording.lead(name)[beats])]
-        result[name] = _worst(found, _by_beats(row, noise, seen, rate))
-    return result
-
-
-def beats_of_leads(recording: Recording, names: Sequence[str]) -> npt.NDArray[np.intp]:
-    """Sample indices of the beats, sought in these leads together; gaps are bridged."""
-    from ecg_agent_ray.ecg.delineation import find_beats
-
-    return find_beats(fill_gaps(recording.select(names).signal), recording.sampling_rate)
+        beats = (find or filtered.beats)(alive)
+    seen = np.isfinite(recording.signal[:, beats])
+    by_beats = _by_beats(filtered, beats, seen)
+    rows = zip(recording.leads, by_samples, by_beats, strict=True)
+    return {name: _worst(*found) for name, *found in rows}
 
 
 def _worst(*found: LeadQuality) -> LeadQuality:
@@ -93,19 +107,28 @@ def _graded(value: float, doubtful: float, unusable: float, reason: str) -> Lead
     return LeadQuality("usable", "", score)
 
 
-def _by_samples(row: npt.NDArray[np.float32], rate: float) -> LeadQuality:
-    """What the samples alone tell: gaps, flat stretches, clipping, implausible swings."""
-    finite = np.isfinite(row)
-    gaps = 1.0 - float(finite.mean())
+def _by_samples(signal: npt.NDArray[np.float32], rate: float) -> list[LeadQuality]:
+    """What the samples alone tell of each lead: gaps, flat stretches, clipping, wild swings."""
+    finite = np.isfinite(signal)
+    gaps = 1.0 - finite.mean(axis=1)
+    whole = gaps == 0
+    figures = np.zeros((len(signal), 5))
+    if whole.any():
+        figures[whole] = _sample_figures(signal[whole], signal[whole], rate)
+    for i in np.flatnonzero(~whole & (gaps < _GAPS_UNUSABLE)):
+        figures[i] = _sample_figures(signal[i : i + 1, finite[i]], signal[i : i + 1], rate)[0]
+    pairs = zip(gaps.tolist(), figures.tolist(), strict=True)
+    return [_graded_samples(missing, *row) for missing, row in pairs]
+
+
+def _graded_samples(
+    gaps: float, flat: float, clipped: float, low: float, high: float, wander: float
+) -> LeadQuality:
+    missing = f"{gaps:.0%} of the samples are missing"
     if gaps >= _GAPS_UNUSABLE:
-        return LeadQuality("unusable", f"{gaps:.0%} of the samples are missing", 0.0)
-    values = row[finite].astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    flat = _flat_share(row, rate)
-    clipped = _clipped_share(values, low, high)
-    wander = float(np.ptp(_block_medians(values, rate)))
+        return LeadQuality("unusable", missing, 0.0)
     return _worst(
-        _graded(gaps, _GAPS_DOUBTFUL, _GAPS_UNUSABLE, f"{gaps:.0%} of the samples are missing"),
+        _graded(gaps, _GAPS_DOUBTFUL, _GAPS_UNUSABLE, missing),
         _graded(flat, _FLAT_DOUBTFUL, _FLAT_UNUSABLE, f"flat for {flat:.0%} of the time"),
         _graded(
             clipped,
@@ -123,63 +146,98 @@ def _by_samples(row: npt.NDArray[np.float32], rate: float) -> LeadQuality:
     )
 
 
-def _flat_share(row: npt.NDArray[np.float32], rate: float) -> float:
+def _sample_figures(
+    values: npt.NDArray[np.float32], rows: npt.NDArray[np.float32], rate: float
+) -> npt.NDArray[np.float64]:
+    """(leads, 5): flat share, clipped share, lowest, highest, wander of ``rows``, of which
+    ``values`` are the finite ones; only a single row may have others."""
+    values = values.astype(np.float64)
+    low, high = values.min(axis=1), values.max(axis=1)
+    level = _block_medians(values, rate)
+    wander = level.max(axis=1) - level.min(axis=1)
+    flat, clipped = _flat_share(rows, rate), _clipped_share(values, low, high)
+    return np.stack([flat, clipped, low, high, wander], axis=1)
+
+
+def _flat_share(rows: npt.NDArray[np.float32], rate: float) -> npt.NDArray[np.float64]:
     width = max(round(_WINDOW_S * rate), 2)
-    if row.size < width:
-        return float(np.nanmax(row) - np.nanmin(row) < _FLAT_MV)
-    blocks = row[: row.size // width * width].reshape(-1, width)
-    seen = np.isfinite(blocks).all(axis=1)
-    if not seen.any():
-        return 0.0
-    still = np.ptp(blocks[seen], axis=1) < _FLAT_MV
+    if rows.shape[1] < width:
+        return np.asarray(np.nanmax(rows, axis=1) - np.nanmin(rows, axis=1) < _FLAT_MV, np.float64)
+    blocks = rows[:, : rows.shape[1] // width * width].reshape(len(rows), -1, width)
+    span = blocks.max(axis=2) - blocks.min(axis=2)
     # the baseline between slow beats may be perfectly quiet; only longer stretches count
     longest = round(_FLAT_STRETCH_S / _WINDOW_S)
-    runs = np.convolve(still, np.ones(longest), mode="full") >= longest
-    covered = np.convolve(runs, np.ones(longest), mode="valid")[: still.size] > 0
-    return 1.0 if still.all() else float((covered & still).mean())
+    shares = np.zeros(len(rows))
+    for i in np.flatnonzero((span < _FLAT_MV).any(axis=1)):
+        still = span[i][np.isfinite(span[i])] < _FLAT_MV
+        runs = np.convolve(still, np.ones(longest), mode="full") >= longest
+        covered = np.convolve(runs, np.ones(longest), mode="valid")[: still.size] > 0
+        shares[i] = 1.0 if still.all() else float((covered & still).mean())
+    return shares
 
 
-def _clipped_share(values: npt.NDArray[np.float64], low: float, high: float) -> float:
+def _clipped_share(
+    values: npt.NDArray[np.float64], low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """Share of samples that repeat the extreme value three times or more in a row."""
-    if high - low < _FLAT_MV:
-        return 0.0
-    at_limit = (values >= high) | (values <= low)
-    inner = at_limit[2:] & at_limit[1:-1] & at_limit[:-2]
-    same = (values[2:] == values[1:-1]) & (values[1:-1] == values[:-2])
-    return float((inner & same).sum() / values.size)
+    at_limit = (values >= high[:, None]) | (values <= low[:, None])
+    shares = np.zeros(len(values))
+    for i in np.flatnonzero((at_limit.sum(axis=1) >= 3) & (high - low >= _FLAT_MV)):
+        row, limit = values[i], at_limit[i]
+        inner = limit[2:] & limit[1:-1] & limit[:-2]
+        same = (row[2:] == row[1:-1]) & (row[1:-1] == row[:-2])
+        shares[i] = float((inner & same).sum() / row.size)
+    return shares
 
 
 def _block_medians(values: npt.NDArray[np.float64], rate: float) -> npt.NDArray[np.float64]:
     width = max(round(rate), 1)
-    if values.size < 2 * width:
-        return np.zeros(1)
-    blocks: npt.NDArray[np.float64] = np.median(
-        values[: values.size // width * width].reshape(-1, width), axis=1
-    )
-    return blocks
+    if values.shape[1] < 2 * width:
+        return np.zeros((len(values), 1))
+    blocks = values[:, : values.shape[1] // width * width].reshape(len(values), -1, width)
+    return np.asarray(median(blocks)[..., 0])
 
 
 def _by_beats(
-    row: npt.NDArray[np.float64],
-    noise: npt.NDArray[np.float64],
-    beats: npt.NDArray[np.intp],
-    rate: float,
-) -> LeadQuality:
-    """Whether the lead's complexes resemble each other, and how they stand out of the noise."""
-    before, after = round(0.12 * rate), round(0.30 * rate)
-    inside = beats[(beats >= before) & (beats < row.size - after)]
-    if inside.size < 2:
-        return LeadQuality("doubtful", "fewer than two beats were found", 0.3)
-    rows = row[inside[:, None] + np.arange(-before, after)]
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    size = float(np.median(np.ptp(rows, axis=1)))
-    if size < _FLAT_MV:
-        return LeadQuality("unusable", "no complexes stand out of the baseline", 0.0)
-    rows = rows[np.ptp(rows, axis=1) >= _FLAT_MV]
-    rows = rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9)
-    pairs = rows @ rows.T if len(rows) <= 200 else rows[::7] @ rows[::7].T
-    alike = float(np.median(pairs[~np.eye(len(pairs), dtype=bool)]))
-    quiet = float(np.sqrt(np.mean(noise**2)) / size)
+    filtered: FilteredLeads, beats: npt.NDArray[np.intp], seen: npt.NDArray[np.bool_]
+) -> list[LeadQuality]:
+    """Whether each lead's complexes resemble each other, and how they stand out of the noise.
+
+    ``seen`` (leads, beats) says which beats a lead has.
+    """
+    before, after = round(0.12 * filtered.rate), round(0.30 * filtered.rate)
+    inside = (beats >= before) & (beats < filtered.shape.shape[1] - after)
+    beats, seen = beats[inside], seen[:, inside]
+    rows = filtered.shape[:, beats[:, None] + np.arange(-before, after)]
+    rows -= rows.mean(axis=2, keepdims=True)
+    heights = rows.max(axis=2) - rows.min(axis=2)
+    loudness = np.sqrt(np.mean(filtered.noise**2, axis=1))
+    result = []
+    for lead, counts in enumerate(seen):
+        if counts.sum() < 2:
+            result.append(LeadQuality("doubtful", "fewer than two beats were found", 0.3))
+            continue
+        size = float(median(heights[lead, counts])[0])
+        if size < _FLAT_MV:
+            reason = "no complexes stand out of the baseline"
+            result.append(LeadQuality("unusable", reason, 0.0))
+            continue
+        shapes = rows[lead, counts & (heights[lead] >= _FLAT_MV)]
+        result.append(_graded_beats(_likeness(shapes), float(loudness[lead]) / size))
+    return result
+
+
+def _likeness(rows: npt.NDArray[np.float64]) -> float:
+    """The median correlation of two rows, which are centred; 1 for a single row."""
+    if len(rows) < 2:
+        return 1.0
+    shapes = rows / (np.sqrt(np.einsum("bw,bw->b", rows, rows))[:, None] + 1e-9)
+    shapes = shapes if len(shapes) <= 200 else shapes[::7]
+    pairs = shapes @ shapes.T
+    return float(median(pairs[np.triu_indices(len(pairs), 1)])[0])
+
+
+def _graded_beats(alike: float, quiet: float) -> LeadQuality:
     return _worst(
         _graded(
             1 - alike,

@@ -13,15 +13,14 @@ from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.ecg.delineation import (
     FIDUCIALS,
     WORKING_RATE_HZ,
+    ClassicalLead,
     Delineation,
-    align_beats,
     delineate,
-    typical_beat,
     wave_probabilities,
 )
 from ecg_agent_ray.ecg.filters import fill_gaps
 from ecg_agent_ray.ecg.pacing import remove_spikes
-from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality, beats_of_leads
+from ecg_agent_ray.ecg.quality import FilteredLeads, LeadQuality, assess_quality
 from ecg_agent_ray.tools.measurement import BeatTable
 
 __all__ = ["BeatFinder"]
@@ -58,7 +57,7 @@ class BeatFinder:
     def __init__(self, recording: Recording, only: str | None = None) -> None:
         self.recording = recording if only is None else _with_support(recording, only)
         self._found: dict[tuple[str, ...], npt.NDArray[np.intp]] = {}
-        self._aligned: dict[str, npt.NDArray[np.intp]] = {}
+        self._classical: dict[str, tuple[ClassicalLead, npt.NDArray[np.intp]]] = {}
         self._waves: dict[tuple[str, float], npt.NDArray[np.float32]] = {}
 
     @cached_property
@@ -77,13 +76,17 @@ class BeatFinder:
 
     @cached_property
     def quality(self) -> dict[str, LeadQuality]:
-        return assess_quality(self._working, self._found_in)
+        return assess_quality(self._working, self._filtered, self._found_in)
+
+    @cached_property
+    def _filtered(self) -> FilteredLeads:
+        return FilteredLeads(self._working)
 
     def _found_in(self, names: Sequence[str]) -> npt.NDArray[np.intp]:
         # the leads that are usable are mostly those whose quality was judged by the same beats
         key = tuple(names)
         if key not in self._found:
-            self._found[key] = beats_of_leads(self._working, key)
+            self._found[key] = self._filtered.beats(key)
         return self._found[key]
 
     @cached_property
@@ -94,8 +97,8 @@ class BeatFinder:
             names = [n for n, quality in self.quality.items() if quality.status == status]
             if names:
                 beats = self._found_in(names)
-                gap = np.asarray(np.isnan(working.select(names).signal).all(axis=0))
-                return beats[~gap[beats]]
+                rows = working.signal[[working.leads.index(name) for name in names]]
+                return beats[np.isfinite(rows[:, beats]).any(axis=0)]
         return np.empty(0, dtype=np.intp)
 
     def best_lead(self) -> str:
@@ -135,8 +138,8 @@ class BeatFinder:
             return _empty()
         tables = []
         for name in names:
-            anchors = self._anchors(name)
-            beat = typical_beat(self._without_spikes.lead(name), anchors, WORKING_RATE_HZ)
+            classical, anchors = self._aligned(name)
+            beat = classical.typical_beat(anchors)
             # leads are aligned each by itself
             shift = float(np.median(anchors - self._beats))
             points = {point: np.array([place + shift]) for point, place in beat.items()}
@@ -149,18 +152,21 @@ class BeatFinder:
         notes = [_SCATTERED_P] if _scattered_p(tables) else []
         return replace(together, notes=[*together.notes, *notes])
 
+    def _aligned(self, name: str) -> tuple[ClassicalLead, npt.NDArray[np.intp]]:
+        if name not in self._classical:
+            lead = ClassicalLead(self._without_spikes.lead(name), WORKING_RATE_HZ)
+            self._classical[name] = lead, lead.align_beats(self._beats)
+        return self._classical[name]
+
     def _anchors(self, name: str) -> npt.NDArray[np.intp]:
-        if name not in self._aligned:
-            lead = self._without_spikes.lead(name)
-            self._aligned[name] = align_beats(lead, self._beats, WORKING_RATE_HZ)
-        return self._aligned[name]
+        return self._aligned(name)[1]
 
     def _probabilities(self, *names: str, pace: float = 1.0) -> npt.NDArray[np.float32]:
         """Of the last lead named; all that are named go through the network together, as if the
         heart were ``pace`` times as fast."""
         new = [name for name in names if (name, pace) not in self._waves]
         if new:
-            signal = self._without_spikes.select(new).signal
+            signal = np.stack([self._without_spikes.lead(name) for name in new])
             rows = wave_probabilities(signal, WORKING_RATE_HZ * pace)
             self._waves.update(zip([(name, pace) for name in new], rows, strict=True))
         return self._waves[names[-1], pace]

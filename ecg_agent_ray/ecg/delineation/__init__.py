@@ -7,7 +7,7 @@ checks the other.
 from __future__ import annotations
 
 from ecg_agent_ray.ecg.delineation.beats import find_beats
-from ecg_agent_ray.ecg.delineation.classical import align_beats, typical_beat
+from ecg_agent_ray.ecg.delineation.classical import ClassicalLead
 from ecg_agent_ray.ecg.delineation.decode import delineate
 from ecg_agent_ray.ecg.delineation.network import wave_probabilities
 from ecg_agent_ray.ecg.delineation.points import FIDUCIALS, WORKING_RATE_HZ, Delineation
@@ -15,10 +15,9 @@ from ecg_agent_ray.ecg.delineation.points import FIDUCIALS, WORKING_RATE_HZ, Del
 __all__ = [
     "FIDUCIALS",
     "WORKING_RATE_HZ",
+    "ClassicalLead",
     "Delineation",
-    "align_beats",
     "delineate",
     "find_beats",
-    "typical_beat",
     "wave_probabilities",
 ]

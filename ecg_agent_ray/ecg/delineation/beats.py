@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.filters import band, moving_average
+from ecg_agent_ray.ecg.filters import band, moving_average, quantile
 
-__all__ = ["find_beats"]
+__all__ = ["QRS_BAND_HZ", "find_beats", "find_beats_in_band"]
 
-_QRS_BAND_HZ = (8.0, 25.0)
+QRS_BAND_HZ = (8.0, 25.0)
 _REFRACTORY_S = 0.24
 _ENVELOPE_S = 0.10
 _BLOCK_S, _LOCAL_BLOCKS, _WIDE_BLOCKS, _WIDE_SHARE = 0.5, 5, 14, 0.25
@@ -26,12 +26,17 @@ def find_beats(signal: npt.NDArray[np.floating], rate: float) -> npt.NDArray[np.
     the beats around it reach. Gaps over 1.66 of the median RR are searched again with half of
     that share (Pan and Tompkins 1985).
     """
+    return find_beats_in_band(band(signal, rate, *QRS_BAND_HZ), rate)
+
+
+def find_beats_in_band(qrs: npt.NDArray[np.floating], rate: float) -> npt.NDArray[np.intp]:
+    """:func:`find_beats` of a signal of which only ``QRS_BAND_HZ`` is left."""
     from scipy.signal import find_peaks
 
-    if signal.shape[-1] < 0.5 * rate:
+    if qrs.shape[-1] < 0.5 * rate:
         return np.empty(0, dtype=np.intp)
-    slopes = np.gradient(band(signal, rate, *_QRS_BAND_HZ), axis=-1)
-    scale = np.percentile(np.abs(slopes), 98, axis=-1, keepdims=True)
+    slopes = np.gradient(qrs, axis=-1)
+    scale = quantile(np.abs(slopes), 0.98)
     power = np.sum((slopes / np.where(scale > 0, scale, np.inf)) ** 2, axis=0)
     envelope = np.sqrt(np.maximum(moving_average(power, round(_ENVELOPE_S * rate)), 0))
     peaks, _ = find_peaks(envelope, distance=max(round(_REFRACTORY_S * rate), 1))

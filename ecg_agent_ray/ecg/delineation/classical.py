@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from ecg_agent_ray.ecg.delineation.points import FIDUCIALS
 from ecg_agent_ray.ecg.delineation.waves import PWave, QrsWave, p_waves, qrs_waves, t_waves
-from ecg_agent_ray.ecg.filters import fill_gaps, low_passes
+from ecg_agent_ray.ecg.filters import fill_gaps, low_passes, median
 
-__all__ = ["align_beats", "typical_beat"]
+__all__ = ["ClassicalLead"]
 
 _BEFORE_S, _AFTER_S = 0.50, 1.05
 _LOW_HZ = 0.5
@@ -31,60 +31,61 @@ _IRREGULAR, _P_CORRELATION_IRREGULAR, _P_SMALLEST_IRREGULAR_MV = 0.12, 0.87, 0.0
 _CHAOTIC, _P_CORRELATION_CHAOTIC = 0.25, 0.97
 
 
-def align_beats(
-    signal: npt.NDArray[np.floating], beats: npt.NDArray[np.intp], rate: float
-) -> npt.NDArray[np.intp]:
-    """The same place in each complex of one lead (samples,), so that their distances are RR."""
-    (shape,) = low_passes(fill_gaps(signal), rate, _LOW_HZ, [_QRS_HZ])
-    return _align(shape, beats, rate)
+class ClassicalLead:
+    """One lead (samples,) at about 500 Hz, filtered once for all that is sought in it."""
 
+    def __init__(self, signal: npt.NDArray[np.floating], rate: float) -> None:
+        self.rate = rate
+        self._for_qrs, self._for_t, self._for_p = low_passes(
+            fill_gaps(signal), rate, _LOW_HZ, [_QRS_HZ, _T_HZ, _P_HZ]
+        )
 
-def typical_beat(
-    signal: npt.NDArray[np.floating], anchors: npt.NDArray[np.intp], rate: float
-) -> dict[str, float]:
-    """Fiducials of the average of the commonest beats, in samples from their anchor.
+    def align_beats(self, beats: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """The same place in each complex, so that their distances are RR."""
+        return _align(self._for_qrs, beats, self.rate)
 
-    Parameters
-    ----------
-    signal : (samples,) of one lead, at about 500 Hz
-    anchors : (beats,) sample indices, as of :func:`align_beats`
+    def typical_beat(self, anchors: npt.NDArray[np.intp]) -> dict[str, float]:
+        """Fiducials of the average of the commonest beats, in samples from their anchor.
 
-    Returns
-    -------
-    dict : each of ``FIDUCIALS``, NaN for what the beats do not have (for P: do not share)
-    """
-    edges = [_QRS_HZ, _T_HZ, _P_HZ]
-    for_qrs, for_t, for_p = low_passes(fill_gaps(signal), rate, _LOW_HZ, edges)
-    before, after = round(_BEFORE_S * rate), round(_AFTER_S * rate)
-    raw_qrs = _cut(for_qrs, anchors, before, after)
-    common = _dominant(raw_qrs, before, rate)
-    raw_t = _cut(for_t, anchors[common], before, after)
-    raw_p = _cut(for_p, anchors[common], before, after)
-    qrs_row = _average(raw_qrs[common])
-    qrs = qrs_waves(qrs_row, before, rate)
-    rr_s = _typical_rr(anchors, common, rate)
-    t_limit = qrs.onset + round(min(_LONGEST_QTC_S * np.sqrt(rr_s), rr_s - 0.06) * rate)
-    t = t_waves(_average(raw_t), qrs, t_limit, np.array([rr_s]), rate)
-    p_row = _average(raw_p)
-    # P is sought behind the T wave of the beat before
-    t_end_before = t.offset - rr_s * rate if t.offset[0] >= 0 else np.array([-np.inf])
-    earliest = before - min(_LONGEST_PR_S + 0.06, 0.62 * rr_s) * rate
-    sought = np.maximum(np.maximum(earliest, t_end_before + 0.01 * rate), 0).astype(np.intp)
-    p = p_waves(p_row, qrs, sought, rate)
-    evidence = _p_evidence(raw_p, p_row, p, qrs, rate)
-    height, span = float(abs(p.height[0])), float(np.ptp(qrs_row))
-    present = _is_p(evidence, height, span, _irregularity(anchors, common))
-    columns = [p.onset, p.peak, p.offset] if present else [np.full(1, -1)] * 3
-    columns += [qrs.onset, qrs.peak, qrs.offset, t.onset, t.peak, t.offset]
-    return {
-        name: float(column[0] - before) if column[0] >= 0 else float("nan")
-        for name, column in zip(FIDUCIALS, columns, strict=True)
-    }
+        Parameters
+        ----------
+        anchors : (beats,) sample indices, as of :meth:`align_beats`
+
+        Returns
+        -------
+        dict : each of ``FIDUCIALS``, NaN for what the beats do not have (for P: do not share)
+        """
+        rate = self.rate
+        before, after = round(_BEFORE_S * rate), round(_AFTER_S * rate)
+        raw_qrs = _cut(self._for_qrs, anchors, before, after)
+        common = _dominant(raw_qrs, before, rate)
+        raw_t = _cut(self._for_t, anchors[common], before, after)
+        raw_p = _cut(self._for_p, anchors[common], before, after)
+        qrs_row = _average(raw_qrs[common])
+        qrs = qrs_waves(qrs_row, before, rate)
+        rr_s = _typical_rr(anchors, common, rate)
+        t_limit = qrs.onset + round(min(_LONGEST_QTC_S * np.sqrt(rr_s), rr_s - 0.06) * rate)
+        t = t_waves(_average(raw_t), qrs, t_limit, np.array([rr_s]), rate)
+        p_row = _average(raw_p)
+        # P is sought behind the T wave of the beat before
+        t_end_before = t.offset - rr_s * rate if t.offset[0] >= 0 else np.array([-np.inf])
+        earliest = before - min(_LONGEST_PR_S + 0.06, 0.62 * rr_s) * rate
+        sought = np.maximum(np.maximum(earliest, t_end_before + 0.01 * rate), 0).astype(np.intp)
+        p = p_waves(p_row, qrs, sought, rate)
+        evidence = _p_evidence(raw_p, p_row, p, qrs, rate)
+        height, span = float(abs(p.height[0])), float(np.ptp(qrs_row))
+        present = _is_p(evidence, height, span, _irregularity(anchors, common))
+        columns = [p.onset, p.peak, p.offset] if present else [np.full(1, -1)] * 3
+        columns += [qrs.onset, qrs.peak, qrs.offset, t.onset, t.peak, t.offset]
+        return {
+            name: float(column[0] - before) if column[0] >= 0 else float("nan")
+            for name, column in zip(FIDUCIALS, columns, strict=True)
+        }
 
 
 def _average(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """One row, of rows each taken from its own median."""
-    level = rows - np.median(rows, axis=1, keepdims=True)
+    level = rows - median(rows)
     return np.asarray(level.mean(axis=0, keepdims=True))
 
 
@@ -104,13 +105,13 @@ def _align(
     rows = _cut(signal, beats, half + reach, half + reach)
     rows = rows - rows.mean(axis=1, keepdims=True)
     shift = np.full(len(beats), reach)
-    template = np.median(rows[:, reach:-reach], axis=0)
+    template = median(rows[:, reach:-reach].T)[:, 0]
     for _ in range(2):
         windows = np.lib.stride_tricks.sliding_window_view(rows, template.size, axis=1)
         norms = np.sqrt(np.einsum("bsw,bsw->bs", windows, windows)) + 1e-9
         score = windows @ (template - template.mean()) / norms
         shift = np.argmax(score, axis=1)
-        template = np.median(windows[np.arange(len(rows)), shift], axis=0)
+        template = median(windows[np.arange(len(rows)), shift].T)[:, 0]
     moved = np.clip(beats + shift - reach, 0, signal.size - 1)
     # two close beats must not slide onto one
     clash = np.concatenate(([False], np.diff(moved) < _SHORTEST_RR_S * rate))

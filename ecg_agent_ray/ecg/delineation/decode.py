@@ -169,4 +169,5 @@ def _tallest(wave: Array) -> int:
 
 def _furthest(wave: Array) -> int:
     """Where the wave is furthest from the straight line between its ends."""
-    return int(np.abs(wave - np.linspace(wave[0], wave[-1], wave.size)).argmax())
+    line = np.arange(wave.size) * ((wave[-1] - wave[0]) / max(wave.size - 1, 1)) + wave[0]
+    return int(np.abs(wave - line).argmax())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.filters import band, fill_gaps, resample
+from ecg_agent_ray.ecg.filters import band, fill_gaps, median, quantile, resample
 from ecg_agent_ray.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["NETWORK_RATE_HZ", "WAVES", "prepare_lead", "wave_probabilities"]
 NETWORK_RATE_HZ = 250.0
 WAVES = ("none", "p", "qrs", "t")
 _HIGH_PASS_HZ = 0.5
-_SCALE_PERCENTILE, _SMALLEST_SCALE_MV = 98.0, 1e-3
+_SCALE_QUANTILE, _SMALLEST_SCALE_MV = 0.98, 1e-3
 # the U-Net halves the rate five times
 _MULTIPLE = 32
 # longer recordings go through in windows, of which the outer parts, that lack context, are dropped
@@ -40,8 +40,8 @@ def prepare_lead(signal: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """What the network takes: (..., samples) mV at 250 Hz without gaps, centred, without baseline
     wander, and with the 98th percentile of its magnitude at 1."""
     level = band(signal, NETWORK_RATE_HZ, _HIGH_PASS_HZ, None)
-    level = level - np.median(level, axis=-1, keepdims=True)
-    scale = np.percentile(np.abs(level), _SCALE_PERCENTILE, axis=-1, keepdims=True)
+    level = level - median(level)
+    scale = quantile(np.abs(level), _SCALE_QUANTILE)
     return np.asarray(level / np.maximum(scale, _SMALLEST_SCALE_MV), dtype=np.float32)
 
 

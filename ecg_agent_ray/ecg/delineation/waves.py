@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.filters import moving_average
+from ecg_agent_ray.ecg.filters import moving_average, quantile
 
 __all__ = ["PWave", "QrsWave", "TWave", "p_waves", "qrs_waves", "t_waves"]
 
@@ -64,7 +64,7 @@ def qrs_waves(rows: FloatRows, anchor: int, rate: float) -> QrsWave:
     first, last = max(anchor - before, 1), min(anchor + after, rows.shape[1] - 2)
     core = slice(max(anchor - before // 2, 0), anchor + after // 2)
     steepest = slope[:, core].max(axis=1, keepdims=True)
-    noise = np.percentile(slope, 20, axis=1, keepdims=True)
+    noise = quantile(slope, 0.2)
     high = slope > 0.3 * steepest
     columns = np.arange(rows.shape[1])
     inside = (columns >= first) & (columns <= last)
