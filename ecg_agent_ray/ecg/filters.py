@@ -148,27 +148,33 @@ def _filtered(
     spectrum = rfft(padded, axis=-1)
     results = []
     for cascade in cascades:
-        kept = spectrum
-        for order, low_hz, high_hz in cascade:
-            kept = kept * _power_response(order, low_hz, high_hz, rate, size)
-        results.append(irfft(kept, n=size, axis=-1)[..., pad : pad + n])
+        kept = spectrum * _cascade_response(tuple(cascade), rate, size)
+        results.append(irfft(kept, n=size, axis=-1, overwrite_x=True)[..., pad : pad + n])
     return results
 
 
 @lru_cache(maxsize=128)
+def _cascade_response(
+    cascade: tuple[_Edges, ...], rate: float, size: int
+) -> npt.NDArray[np.float64]:
+    """|H|^2 of filters in a row, at the frequencies of a real FFT of ``size`` samples."""
+    power = np.ones(size // 2 + 1)
+    for edges in cascade:
+        power *= _power_response(*edges, rate, size)
+    power.setflags(write=False)
+    return power
+
+
 def _power_response(
     order: int, low_hz: float | None, high_hz: float | None, rate: float, size: int
 ) -> npt.NDArray[np.float64]:
-    """|H|^2 at the frequencies of a real FFT of ``size`` samples."""
     from scipy.signal import butter, freqz_sos
 
     edges = (low_hz, high_hz) if low_hz and high_hz else low_hz or high_hz
     kind = "bandpass" if low_hz and high_hz else "highpass" if low_hz else "lowpass"
     sos = butter(order, edges, kind, fs=rate, output="sos")
     _, response = freqz_sos(sos, worN=2 * np.pi * np.arange(size // 2 + 1) / size)
-    power: npt.NDArray[np.float64] = np.abs(response) ** 2
-    power.setflags(write=False)
-    return power
+    return np.asarray(np.abs(response) ** 2, dtype=np.float64)
 
 
 def moving_average(signal: npt.NDArray[np.floating], width: int) -> npt.NDArray[np.float64]:

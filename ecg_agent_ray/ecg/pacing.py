@@ -24,7 +24,7 @@ def remove_spikes(
     climbs for longer. ``signal`` has no gaps; rates below 250 Hz are returned as they are, since
     nothing of a spike is left in them.
     """
-    from scipy.ndimage import binary_dilation, maximum_filter1d, minimum_filter1d
+    from scipy.ndimage import binary_dilation, maximum_filter1d
 
     clean = np.array(signal, dtype=np.float64)
     half, quiet = round(_HALF_WIDTH_S * rate), round(_QUIET_BEFORE_S * rate)
@@ -38,12 +38,11 @@ def remove_spikes(
     sharp = (height > _SMALLEST_MV) & (np.abs(after - before) < _RETURN_SHARE * height)
     if not sharp.any():
         return clean, spikes
-    width = quiet - half + 1
-    # the running extremes of the samples from ``quiet`` to ``half`` before each sample
-    span = maximum_filter1d(clean, width, axis=1) - minimum_filter1d(clean, width, axis=1)
-    centre = width // 2
-    calm = span[:, centre : centre + height.shape[1]]
-    spikes[:, middle] = sharp & (calm < _QUIET_SHARE * height)
+    # how much the samples from ``quiet`` to ``half`` before each candidate move
+    rows, columns = np.nonzero(sharp)
+    windows = np.lib.stride_tricks.sliding_window_view(clean, quiet - half + 1, axis=1)
+    calm = np.ptp(windows[rows, columns], axis=1) < _QUIET_SHARE * height[rows, columns]
+    spikes[rows[calm], columns[calm] + quiet] = True
     if not spikes.any():
         return clean, spikes
     # a pacemaker is seen by most leads at once, an artefact or a notch of one lead is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -99,7 +100,7 @@ def _worst(*found: LeadQuality) -> LeadQuality:
 
 def _graded(value: float, doubtful: float, unusable: float, reason: str) -> LeadQuality:
     """Quality by one measure of what is wrong; the score falls from 1 to 0 at ``unusable``."""
-    score = float(np.clip(1 - value / unusable, 0, 1)) if np.isfinite(unusable) else 1.0
+    score = min(max(1 - value / unusable, 0.0), 1.0) if math.isfinite(unusable) else 1.0
     if value >= unusable:
         return LeadQuality("unusable", reason, 0.0)
     if value >= doubtful:
@@ -142,7 +143,7 @@ def _graded_samples(
             _SWING_UNUSABLE_MV,
             f"a swing of {high - low:.1f} mV is implausible (artefact, or other units?)",
         ),
-        _graded(wander, _WANDER_DOUBTFUL_MV, np.inf, f"the baseline wanders by {wander:.1f} mV"),
+        _graded(wander, _WANDER_DOUBTFUL_MV, math.inf, f"the baseline wanders by {wander:.1f} mV"),
     )
 
 
@@ -151,11 +152,11 @@ def _sample_figures(
 ) -> npt.NDArray[np.float64]:
     """(leads, 5): flat share, clipped share, lowest, highest, wander of ``rows``, of which
     ``values`` are the finite ones; only a single row may have others."""
-    values = values.astype(np.float64)
-    low, high = values.min(axis=1), values.max(axis=1)
-    level = _block_medians(values, rate)
+    exact = np.asarray(values, dtype=np.float64)
+    low, high = exact.min(axis=1), exact.max(axis=1)
+    level = _block_medians(exact, rate)
     wander = level.max(axis=1) - level.min(axis=1)
-    flat, clipped = _flat_share(rows, rate), _clipped_share(values, low, high)
+    flat, clipped = _flat_share(rows, rate), _clipped_share(exact, low, high)
     return np.stack([flat, clipped, low, high, wander], axis=1)
 
 
@@ -234,7 +235,7 @@ def _likeness(rows: npt.NDArray[np.float64]) -> float:
     shapes = rows / (np.sqrt(np.einsum("bw,bw->b", rows, rows))[:, None] + 1e-9)
     shapes = shapes if len(shapes) <= 200 else shapes[::7]
     pairs = shapes @ shapes.T
-    return float(median(pairs[np.triu_indices(len(pairs), 1)])[0])
+    return float(median(pairs[np.tri(len(pairs), k=-1, dtype=bool)])[0])
 
 
 def _graded_beats(alike: float, quiet: float) -> LeadQuality:
@@ -245,5 +246,7 @@ def _graded_beats(alike: float, quiet: float) -> LeadQuality:
             1 - _ALIKE_UNUSABLE,
             f"beats hardly resemble each other (correlation {alike:.2f}): noise or many shapes",
         ),
-        _graded(quiet, _NOISE_DOUBTFUL, np.inf, f"high-frequency noise is {quiet:.0%} of the QRS"),
+        _graded(
+            quiet, _NOISE_DOUBTFUL, math.inf, f"high-frequency noise is {quiet:.0%} of the QRS"
+        ),
     )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import butter, sosfiltfilt
+from scipy.signal import butter, resample_poly, sosfiltfilt
 
 from ecg_agent_ray import ecg
 from ecg_agent_ray.ecg.delineation import (
     WORKING_RATE_HZ,
-    align_beats,
+    ClassicalLead,
     delineate,
     find_beats,
-    typical_beat,
     wave_probabilities,
 )
 from ecg_agent_ray.ecg.delineation.decode import beat_boundaries, wave_stretches
-from ecg_agent_ray.ecg.filters import band, low_passes
+from ecg_agent_ray.ecg.filters import band, bands, low_passes, quantile, resample
 from ecg_agent_ray.errors import ModelNotFoundError
 
 
@@ -115,7 +115,8 @@ def test_two_independent_methods_agree_on_a_clean_record() -> None:
     lead = record.lead("II")
     probabilities = wave_probabilities(lead[np.newaxis], WORKING_RATE_HZ)[0]
     network = delineate(lead, probabilities, beats, WORKING_RATE_HZ)
-    classical = typical_beat(lead, align_beats(lead, beats, WORKING_RATE_HZ), WORKING_RATE_HZ)
+    by_hand = ClassicalLead(lead, WORKING_RATE_HZ)
+    classical = by_hand.typical_beat(by_hand.align_beats(beats))
     assert network.p_present
     for start, end in (("p_onset", "qrs_onset"), ("qrs_onset", "qrs_offset")):
         mine = np.nanmedian(network.points[end] - network.points[start])
@@ -146,6 +147,73 @@ def test_low_passes_are_the_bands_one_after_the_other() -> None:
     for high, found in zip((45.0, 16.0), low_passes(signal, 500, 0.5, [45.0, 16.0]), strict=True):
         expected = band(level, 500, None, high)
         np.testing.assert_allclose(found[:, inner], expected[:, inner], atol=0.002)
+
+
+def test_bands_of_one_spectrum_are_the_bands() -> None:
+    signal = ecg.sample(139).signal.astype(np.float64)
+    edges = [(1.0, 40.0), (None, 40.0), (8.0, 25.0), (None, 400.0)]
+    inner = slice(250, -250)
+    for (low, high), found in zip(edges, bands(signal, 500, edges), strict=True):
+        expected = band(signal, 500, low, high)
+        np.testing.assert_allclose(found[:, inner], expected[:, inner], atol=0.002)
+
+
+@given(
+    values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
+    share=st.sampled_from([0.0, 0.2, 0.5, 0.98, 1.0]),
+)
+def test_quantile_is_numpys(values: list[float], share: float) -> None:
+    expected = np.quantile(values, share)
+    assert quantile(np.array(values), share)[0] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("rate", [100.0, 250.0, 257.0, 360.0, 1000.0])
+def test_resampling_is_scipys(rate: float) -> None:
+    signal = ecg.sample(139).signal[:2]
+    ratio = Fraction(500.0 / rate).limit_denominator(1000)
+    expected = resample_poly(
+        signal.astype(np.float64), ratio.numerator, ratio.denominator, axis=-1, padtype="line"
+    )
+    np.testing.assert_allclose(resample(signal, rate, 500.0), expected, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), n_beats=st.integers(1, 40), n_waves=st.integers(0, 60))
+def test_each_beat_gets_the_nearest_qrs_and_the_largest_t(
+    seed: int, n_beats: int, n_waves: int
+) -> None:
+    """Against a plain loop over beats and stretches."""
+    rng = np.random.default_rng(seed)
+    bounds = np.sort(rng.choice(4000, 2 * n_waves, replace=False)).reshape(-1, 2)
+    probabilities = np.zeros((4, 4000))
+    for row, (start, end) in zip(rng.integers(1, 4, n_waves), bounds, strict=True):
+        probabilities[row, start:end] = rng.uniform(0.6, 1.0)
+    beats = np.sort(rng.choice(4000, n_beats, replace=False)).astype(np.float64)
+    found = beat_boundaries(probabilities, beats)
+    qrs, t = wave_stretches(probabilities[2], 5.0), wave_stretches(probabilities[3], 8.0)
+    ends, following = [], []
+    for beat, onset, offset in zip(beats, found["qrs_onset"], found["qrs_offset"], strict=True):
+        away = [max(start - beat, beat - end, 0.0) for start, end, _ in qrs]
+        near = [qrs[i] for i, d in enumerate(away) if d == min(away) and d <= 25.0]
+        if near:
+            start, end, _ = max(near, key=lambda row: row[2])
+            assert (onset, offset) == (start, end)
+        else:
+            assert np.isnan(onset)
+        ends.append(end if near else beat)
+        following.append(start if near else beat)
+    following = [*following[1:], 4000.0]
+    for i, (end, limit) in enumerate(zip(ends, following, strict=True)):
+        allowed = [
+            row
+            for row in t
+            if end - 7.5 <= row[0] < min(end + 175.0, limit) and row[1] <= limit + 7.5
+        ]
+        if allowed:
+            start, stop, _ = max(allowed, key=lambda row: row[2])
+            assert (found["t_onset"][i], found["t_offset"][i]) == (start, stop)
+        else:
+            assert np.isnan(found["t_onset"][i])
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, None), (None, 40.0), (8.0, 25.0), (1.0, 40.0)])

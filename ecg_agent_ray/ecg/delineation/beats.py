@@ -37,7 +37,8 @@ def find_beats_in_band(qrs: npt.NDArray[np.floating], rate: float) -> npt.NDArra
         return np.empty(0, dtype=np.intp)
     slopes = np.gradient(qrs, axis=-1)
     scale = quantile(np.abs(slopes), 0.98)
-    power = np.sum((slopes / np.where(scale > 0, scale, np.inf)) ** 2, axis=0)
+    slopes /= np.where(scale > 0, scale, np.inf)
+    power = np.einsum("ls,ls->s", slopes, slopes)
     envelope = np.sqrt(np.maximum(moving_average(power, round(_ENVELOPE_S * rate)), 0))
     peaks, _ = find_peaks(envelope, distance=max(round(_REFRACTORY_S * rate), 1))
     if peaks.size == 0:

@@ -106,9 +106,9 @@ def _align(
     rows = rows - rows.mean(axis=1, keepdims=True)
     shift = np.full(len(beats), reach)
     template = median(rows[:, reach:-reach].T)[:, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(rows, template.size, axis=1)
+    norms = np.sqrt(np.einsum("bsw,bsw->bs", windows, windows)) + 1e-9
     for _ in range(2):
-        windows = np.lib.stride_tricks.sliding_window_view(rows, template.size, axis=1)
-        norms = np.sqrt(np.einsum("bsw,bsw->bs", windows, windows)) + 1e-9
         score = windows @ (template - template.mean()) / norms
         shift = np.argmax(score, axis=1)
         template = median(windows[np.arange(len(rows)), shift].T)[:, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +29,7 @@ _P_NEARNESS = 0.02
 # a lead shows P waves if so many of its beats have one
 _P_SHARE = 0.5
 _PEAK_SMOOTHING_S = 0.012
+_BLOCK = 256
 
 
 def wave_stretches(probability: npt.NDArray[np.floating], least: float) -> Array:
@@ -77,54 +77,58 @@ def beat_boundaries(
     probabilities : (4, samples) at 250 Hz, as of ``wave_probabilities``
     beats : (beats,), a place in each QRS, in samples at 250 Hz
     """
-    n, rate = len(beats), NETWORK_RATE_HZ
+    rate = NETWORK_RATE_HZ
     found = {
         name: wave_stretches(probabilities[WAVES.index(name)], least * rate)
         for name, least in _LEAST_S.items()
     }
-    points = {f"{w}_{end}": np.full(n, np.nan) for w in found for end in ("onset", "offset")}
-    _set(points, "qrs", [_nearest(found["qrs"], beat) for beat in beats])
-    onset = np.where(np.isnan(points["qrs_onset"]), beats, points["qrs_onset"])
-    offset = np.where(np.isnan(points["qrs_offset"]), beats, points["qrs_offset"])
+    places = np.asarray(beats, dtype=np.float64)
+    points = _nearest_qrs(found["qrs"], places)
+    onset = np.where(np.isnan(points["qrs_onset"]), places, points["qrs_onset"])
+    offset = np.where(np.isnan(points["qrs_offset"]), places, points["qrs_offset"])
     margin = _OVERLAP_S * rate
     following = np.append(onset[1:], float(probabilities.shape[-1]))
-    t_rows = []
-    for end, limit in zip(offset, following, strict=True):
-        t = found["t"]
-        latest = min(end + _LATEST_T_ONSET_S * rate, limit)
-        t_rows.append(
-            t[(t[:, 0] >= end - margin) & (t[:, 0] < latest) & (t[:, 1] <= limit + margin)]
-        )
-    _set(points, "t", [_largest(rows) for rows in t_rows])
+    latest = np.minimum(offset + _LATEST_T_ONSET_S * rate, following)
+    area = found["t"][:, 2]
+    points |= _largest("t", found["t"], area, offset - margin, latest, following + margin)
     before = np.concatenate(([-margin], np.fmax(points["t_offset"], offset)[:-1]))
-    p_rows = []
-    for start, earliest in zip(onset, before, strict=True):
-        p = found["p"]
-        earliest = max(earliest - margin, start - _LONGEST_PR_S * rate)
-        rows = p[(p[:, 0] >= earliest) & (p[:, 1] <= start + margin)]
-        rows[:, 2] += _P_NEARNESS * rows[:, 0]
-        p_rows.append(rows)
-    _set(points, "p", [_largest(rows) for rows in p_rows])
-    return points
+    earliest = np.maximum(before - margin, onset - _LONGEST_PR_S * rate)
+    score = found["p"][:, 2] + _P_NEARNESS * found["p"][:, 0]
+    return points | _largest("p", found["p"], score, earliest, onset + margin, onset + margin)
 
 
-def _set(points: dict[str, Array], wave: str, rows: list[Array]) -> None:
-    for beat, row in enumerate(rows):
-        if row.size:
-            points[f"{wave}_onset"][beat], points[f"{wave}_offset"][beat] = row[:2]
+def _nearest_qrs(stretches: Array, beats: Array) -> dict[str, Array]:
+    """The stretch that each beat lies in or next to; of two as near, the larger."""
+    bounds = np.full((len(beats), 2), np.nan)
+    if len(stretches):
+        begin, end, area = stretches.T
+        last = np.clip(np.searchsorted(begin, beats, side="right") - 1, 0, None)
+        sides = np.stack([last, np.minimum(last + 1, len(stretches) - 1)])
+        distance = np.maximum(np.maximum(begin[sides] - beats, beats - end[sides]), 0.0)
+        earlier, later = distance
+        second = (later < earlier) | ((later == earlier) & (area[sides[1]] > area[sides[0]]))
+        chosen = np.where(second, sides[1], sides[0])
+        near = np.asarray(distance.min(axis=0) <= _QRS_REACH_S * NETWORK_RATE_HZ)
+        bounds[near] = stretches[chosen[near], :2]
+    return {"qrs_onset": bounds[:, 0], "qrs_offset": bounds[:, 1]}
 
 
-def _nearest(stretches: Array, beat: float) -> Array:
-    if len(stretches) == 0:
-        return np.empty(0)
-    distance = np.maximum(np.maximum(stretches[:, 0] - beat, beat - stretches[:, 1]), 0.0)
-    best = np.lexsort((-stretches[:, 2], distance))[0]
-    near = distance[best] <= _QRS_REACH_S * NETWORK_RATE_HZ
-    return stretches[best] if near else np.empty(0)
-
-
-def _largest(stretches: Array) -> Array:
-    return stretches[np.argmax(stretches[:, 2])] if len(stretches) else np.empty(0)
+def _largest(
+    wave: str, stretches: Array, score: Array, first: Array, last: Array, until: Array
+) -> dict[str, Array]:
+    """Onset and offset of each beat's stretch of the highest score, among those that begin between
+    ``first`` and ``last`` and end by ``until``; NaN where there is none."""
+    bounds = np.full((len(first), 2), np.nan)
+    begin, end = stretches[:, :1].T, stretches[:, 1:2].T
+    # in blocks, since all beats times all stretches of half an hour would fill the memory
+    for start in range(0, len(first) if len(stretches) else 0, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        allowed = np.asarray(begin >= first[block, None])
+        allowed &= (begin < last[block, None]) & (end <= until[block, None])
+        best = np.where(allowed, score, -np.inf).argmax(axis=1)
+        some = np.any(allowed, axis=1, keepdims=True)
+        bounds[block] = np.where(some, stretches[best, :2], np.nan)
+    return {f"{wave}_onset": bounds[:, 0], f"{wave}_offset": bounds[:, 1]}
 
 
 def delineate(
@@ -146,28 +150,40 @@ def delineate(
     points = {name: np.minimum(b * ratio, signal.size - 1) for name, b in boundaries.items()}
     smooth = moving_average(fill_gaps(signal), round(_PEAK_SMOOTHING_S * rate))
     for wave, peak in (("p", "p_peak"), ("qrs", "r_peak"), ("t", "t_peak")):
-        pick = _tallest if wave == "qrs" else _furthest
-        pairs = zip(points[f"{wave}_onset"], points[f"{wave}_offset"], strict=True)
-        points[peak] = np.array([_peak(smooth, *pair, pick) for pair in pairs], dtype=np.float64)
+        height = _above_onset if wave == "qrs" else _above_chord
+        points[peak] = _peaks(smooth, points[f"{wave}_onset"], points[f"{wave}_offset"], height)
     share = float(np.isfinite(points["p_onset"]).mean()) if len(beats) else 0.0
     return Delineation(points, p_present=share >= _P_SHARE)
 
 
-def _peak(signal: Array, onset: float, offset: float, pick: Callable[[Array], int]) -> float:
-    if not np.isfinite(onset):
-        return float("nan")
-    first = math.ceil(onset)
-    inside = signal[first : max(math.floor(offset), first) + 1]
-    return first + pick(inside) if inside.size else first
+def _peaks(
+    signal: Array,
+    onset: Array,
+    offset: Array,
+    height: Callable[[Array, npt.NDArray[np.intp]], Array],
+) -> Array:
+    """Where between ``onset`` and ``offset`` of each beat ``height`` is greatest; NaN for NaN."""
+    seen = np.isfinite(onset)
+    result = np.full(len(onset), np.nan)
+    if not seen.any():
+        return result
+    first = np.ceil(onset[seen]).astype(np.intp)
+    last = np.maximum(np.floor(offset[seen]).astype(np.intp), first).clip(max=signal.size - 1)
+    columns = np.arange((last - first).max() + 1)
+    waves = signal[np.minimum(first[:, None] + columns, last[:, None])]
+    result[seen] = first + height(waves, last - first).argmax(axis=1)
+    return result
 
 
-def _tallest(wave: Array) -> int:
-    """The tallest upright deflection, or the deepest where that is more than 1.5 times as deep."""
-    level = wave - wave[0]
-    return int(level.argmin() if -level.min() > 1.5 * level.max() else level.argmax())
+def _above_onset(waves: Array, ends: npt.NDArray[np.intp]) -> Array:
+    """Rows upright, or turned over where the deepest is more than 1.5 times the tallest."""
+    level = waves - waves[:, :1]
+    deep = -level.min(axis=1) > 1.5 * level.max(axis=1)
+    return np.where(deep[:, None], -level, level)
 
 
-def _furthest(wave: Array) -> int:
-    """Where the wave is furthest from the straight line between its ends."""
-    line = np.arange(wave.size) * ((wave[-1] - wave[0]) / max(wave.size - 1, 1)) + wave[0]
-    return int(np.abs(wave - line).argmax())
+def _above_chord(waves: Array, ends: npt.NDArray[np.intp]) -> Array:
+    """Distance from the straight line between the first column and the last, ``ends``."""
+    first, last = waves[:, :1], waves[:, -1:]
+    share = np.minimum(np.arange(waves.shape[1]) / np.maximum(ends, 1)[:, None], 1.0)
+    return np.asarray(np.abs(waves - first - (last - first) * share))

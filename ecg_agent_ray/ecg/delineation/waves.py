@@ -93,11 +93,10 @@ def qrs_waves(rows: FloatRows, anchor: int, rate: float) -> QrsWave:
 def _last_quiet(quiet: npt.NDArray[np.bool_], start: Index, first: int, run: int) -> Index:
     """The last column before ``start`` that ends ``run`` quiet ones, else ``first``."""
     run = max(run, 1)
-    total = np.cumsum(quiet, axis=1)
-    total = np.concatenate([np.zeros((len(quiet), 1), dtype=total.dtype), total], axis=1)
+    total: npt.NDArray[np.intp] = np.cumsum(quiet, axis=1, dtype=np.intp)
+    total[:, run:] -= total[:, :-run].copy()
+    settled = np.asarray(total >= run)
     columns = np.arange(quiet.shape[1])
-    low = np.maximum(columns + 1 - run, 0)
-    settled = np.asarray((total[:, columns + 1] - total[:, low]) >= run)
     settled &= (columns >= first) & (columns[np.newaxis] <= start[:, np.newaxis])
     found = quiet.shape[1] - 1 - np.argmax(settled[:, ::-1], axis=1)
     return np.asarray(np.where(settled.any(axis=1), found, first), dtype=np.intp)
