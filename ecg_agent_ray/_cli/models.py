@@ -166,21 +166,48 @@ def rollback(
 
 def export(
     uri: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/3, builtin:KIND.")],
-    output: Annotated[Path, typer.Option(help="Directory to make; with gguf, the file.")],
+    output: Annotated[
+        Path, typer.Option(help="Directory to make; with gguf or fairseq, the file.")
+    ],
     form: Annotated[
         str,
-        typer.Option("--format", help="copy; an agent's: merged, gguf-f16, gguf-q8_0, gguf-q4_0."),
+        typer.Option(
+            "--format",
+            help="copy; an agent's: merged, gguf-f16, gguf-q8_0, gguf-q4_0; a classifier's: "
+            "fairseq (a checkpoint that fairseq-signals reads).",
+        ),
     ] = "copy",
     as_json: Json = False,
 ) -> None:
-    """Copy a model's directory out of the registry, or merge an agent's adapter into its base."""
+    """Copy a model's directory out of the registry, or write it in another library's form."""
     from ecg_agent_ray.registry import export as copy
 
-    path = copy(uri, output) if form == "copy" else _export_agent(uri, output, form)
+    if form == "copy":
+        path = copy(uri, output)
+    elif form == "fairseq":
+        path = _export_classifier(uri, output)
+    else:
+        path = _export_agent(uri, output, form)
     if as_json:
         emit({"uri": uri, "path": str(path)})
     else:
         console.print(f"{uri} is in {path}")
+
+
+def _export_classifier(uri: str, output: Path) -> Path:
+    from ecg_agent_ray.classifier import export_checkpoint, load_classifier
+    from ecg_agent_ray.errors import ConfigError, InputError
+    from ecg_agent_ray.registry import resolve
+
+    if output.exists():
+        raise InputError(f"{output} is already there")
+    classifier = load_classifier("builtin:" if uri == "builtin:" else resolve(uri))
+    if classifier.network.architecture != "ecg_transformer":
+        raise ConfigError(
+            f"fairseq-signals has no {classifier.network.architecture} network",
+            hint="--format fairseq writes an ecg_transformer",
+        )
+    return export_checkpoint(classifier.network, output)
 
 
 def _export_agent(uri: str, output: Path, form: str) -> Path:
@@ -190,7 +217,9 @@ def _export_agent(uri: str, output: Path, form: str) -> Path:
 
     kinds = {f"gguf-{kind}": kind for kind in GGUF_TYPES}
     if form != "merged" and form not in kinds:
-        raise ConfigError(f"unknown format {form!r}", hint=f"copy, merged, {', '.join(kinds)}")
+        raise ConfigError(
+            f"unknown format {form!r}", hint=f"copy, fairseq, merged, {', '.join(kinds)}"
+        )
     if output.is_file() or (output.is_dir() and (form != "merged" or any(output.iterdir()))):
         raise InputError(f"{output} is already there")
     folder = resolve(uri, kind="agent")

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
         Calibration,
         Classifier,
         load_classifier,
-        read_labels,
     )
-    from ecg_agent_ray.classifier.checkpoint import export_checkpoint, load_checkpoint
+    from ecg_agent_ray.classifier.checkpoint import load_checkpoint
+    from ecg_agent_ray.classifier.checkpoint_export import export_checkpoint
     from ecg_agent_ray.classifier.labels import (
         LABEL_INFO,
         LABELS,
         LEAD_CONFIGURATIONS,
         configuration_labels,
+        read_labels,
     )
     from ecg_agent_ray.classifier.metrics import classifier_metrics
     from ecg_agent_ray.classifier.model import (
@@ -52,11 +53,11 @@ _HOME = {
     "XResNet1dConfig": "xresnet1d",
     "classifier_metrics": "metrics",
     "configuration_labels": "labels",
-    "export_checkpoint": "checkpoint",
+    "export_checkpoint": "checkpoint_export",
     "load_checkpoint": "checkpoint",
     "load_classifier": "bundle",
     "prepare": "preprocessing",
-    "read_labels": "bundle",
+    "read_labels": "labels",
 }
 
 __all__ = [

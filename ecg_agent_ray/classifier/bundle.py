@@ -35,7 +35,6 @@ __all__ = [
     "Classifier",
     "build_network",
     "load_classifier",
-    "read_labels",
 ]
 
 BUILTIN = "builtin:"
@@ -380,22 +379,3 @@ def _load_fairseq(path: Path, labels: Sequence[str] | None, num_heads: int | Non
         # a checkpoint does not name its labels; 71 outputs are PTB-XL's statements by convention
         labels = LABELS if count == len(LABELS) else [f"label_{index}" for index in range(count)]
     return Classifier(network=network, labels=tuple(labels), assessed=tuple(labels), uri=str(path))
-
-
-def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Label codes from a file: a JSON list, or one code a line.
-
-    Raises
-    ------
-    ConfigError
-        No such file, or no distinct codes in it.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-        codes = json.loads(text) if text.startswith("[") else text.splitlines()
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"cannot read labels from {path}: {error}") from error
-    labels = tuple(str(code).strip() for code in codes if str(code).strip())
-    if not labels or len(set(labels)) != len(labels):
-        raise ConfigError(f"{path} holds no list of distinct label codes")
-    return labels

@@ -1,4 +1,4 @@
-"""Reading and writing fairseq-signals checkpoints without running anything that is in them.
+"""Reading fairseq-signals checkpoints without running anything that is in them.
 
 A checkpoint is a ``torch.save`` zip whose ``model`` is the state dict and whose ``cfg`` is a plain
 dict. ``torch.load(weights_only=True)`` reads it with a short allow-list, needed because validation
@@ -27,14 +27,13 @@ from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransfor
 from ecg_agent_ray.errors import CheckpointError, ModelNotFoundError, UnsafeCheckpointError
 
 __all__ = [
+    "NEW_NORM",
+    "OLD_NORM",
     "classifier_keys",
-    "export_checkpoint",
     "infer_config",
     "load_checkpoint",
     "parse_conv_layers",
     "read_checkpoint",
-    "upstream_encoder_cfg",
-    "write_upstream",
 ]
 
 _DEFAULT_HEADS = 12
@@ -42,8 +41,8 @@ _MAX_CONV_LAYERS = 64
 # modules of pre-training that a classifier has no use for
 _PRETRAINING_ONLY = ("quantizer.", "project_q.", "final_proj.", "target_glu.", "mask_emb")
 _POS = "conv_pos.pos_conv.0."
-_NEW_NORM = (_POS + "parametrizations.weight.original0", _POS + "parametrizations.weight.original1")
-_OLD_NORM = (_POS + "weight_g", _POS + "weight_v")
+NEW_NORM = (_POS + "parametrizations.weight.original0", _POS + "parametrizations.weight.original1")
+OLD_NORM = (_POS + "weight_g", _POS + "weight_v")
 
 
 def _allowed_globals() -> list[Any]:
@@ -170,7 +169,7 @@ def classifier_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if not any(key.startswith("encoder.feature_extractor.") for key in weights):
         weights = {f"encoder.{key}": value for key, value in weights.items()}
     result = {}
-    renamed = {f"encoder.{o}": f"encoder.{n}" for o, n in zip(_OLD_NORM, _NEW_NORM, strict=True)}
+    renamed = {f"encoder.{o}": f"encoder.{n}" for o, n in zip(OLD_NORM, NEW_NORM, strict=True)}
     for key, value in weights.items():
         if key.removeprefix("encoder.").startswith(_PRETRAINING_ONLY):
             continue
@@ -193,7 +192,7 @@ def infer_config(
         convs.append(shape(key))
     if not convs or any(len(size) != 3 for size in convs):
         raise CheckpointError("no convolution layers: not an ECG transformer's weights")
-    pos_v = shape(f"encoder.{_NEW_NORM[1]}")
+    pos_v = shape(f"encoder.{NEW_NORM[1]}")
     width = pos_v[0]
     layers = 0
     while f"encoder.encoder.layers.{layers}.fc1.weight" in weights:
@@ -279,104 +278,3 @@ def _integer(node: ast.expr) -> int:
     if not isinstance(node, ast.Constant) or type(node.value) is not int or node.value < 1:
         raise ValueError("not a positive integer")
     return node.value
-
-
-def export_checkpoint(
-    model: ECGTransformerClassifier,
-    path: str | Path,
-    *,
-    legacy_weight_norm: bool = False,
-    num_updates: int = 0,
-) -> Path:
-    """Write ``model`` in the form fairseq-signals reads, fp32; returns the path.
-
-    ``cfg.model`` states the sizes the weights have and ``no_pretrained_weights``, so that upstream
-    needs no other file. ``legacy_weight_norm`` writes the key names from before 2025.
-    """
-    weights = {key: value.detach().float().cpu() for key, value in model.state_dict().items()}
-    if model.proj is None:
-        weights = {key.removeprefix("encoder."): value for key, value in weights.items()}
-    if legacy_weight_norm:
-        prefix = "" if model.proj is None else "encoder."
-        for old, new in zip(_OLD_NORM, _NEW_NORM, strict=True):
-            weights[prefix + old] = weights.pop(prefix + new)
-    return write_upstream(
-        path,
-        weights,
-        cfg={
-            "model": _upstream_cfg(model.config),
-            "task": {"_name": "ecg_classification", "filter": False, "normalize": False},
-            "criterion": {"_name": "binary_cross_entropy_with_logits"},
-        },
-        criterion_name="BinaryCrossEntropyWithLogitsCriterion",
-        num_updates=num_updates,
-    )
-
-
-def write_upstream(
-    path: str | Path,
-    weights: dict[str, Any],
-    *,
-    cfg: dict[str, Any],
-    criterion_name: str,
-    num_updates: int,
-) -> Path:
-    """A file in the form of fairseq-signals' trainer, without optimiser state; returns its path."""
-    state = {
-        "args": None,
-        "cfg": {"common": {}, **cfg},
-        "model": weights,
-        "criterion": None,
-        "optimizer_history": [
-            {
-                "criterion_name": criterion_name,
-                "optimizer_name": "FairseqAdam",
-                "lr_scheduler_state": {},
-                "num_updates": num_updates,
-            }
-        ],
-        "task_state": {},
-        "extra_state": {"metrics": {}, "previous_training_time": 0.0, "train_iterator": {}},
-    }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
-    return path
-
-
-def upstream_encoder_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
-    """The encoder's part of ``cfg.model`` under fairseq-signals' names."""
-    return {
-        "encoder_layers": config.layers,
-        "encoder_embed_dim": config.width,
-        "encoder_ffn_embed_dim": config.ffn,
-        "encoder_attention_heads": config.heads,
-        "layer_norm_first": config.layer_norm_first,
-        "extractor_mode": config.extractor_mode,
-        "conv_feature_layers": repr(list(config.conv_layers)),
-        "in_d": config.in_leads,
-        "conv_bias": config.conv_bias,
-        "conv_pos": config.conv_pos,
-        "conv_pos_groups": config.conv_pos_groups,
-        "dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
-        "activation_dropout": config.activation_dropout,
-        "encoder_layerdrop": 0.0,
-        "dropout_input": config.dropout_input,
-        "feature_grad_mult": config.feature_grad_mult,
-        "saliency": False,
-        "normalize": False,
-        "filter": False,
-    }
-
-
-def _upstream_cfg(config: ECGTransformerConfig) -> dict[str, Any]:
-    return {
-        "_name": "ecg_transformer_classifier",
-        "num_labels": config.num_labels,
-        **upstream_encoder_cfg(config),
-        "final_dropout": config.final_dropout,
-        "apply_mask": False,
-        "model_path": None,
-        "no_pretrained_weights": True,
-    }

@@ -8,10 +8,12 @@ three kinds of statement: a statement can be of two kinds (``NDT`` is diagnostic
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from ecg_agent_ray.errors import LeadError
+from ecg_agent_ray.errors import ConfigError, LeadError
 
 __all__ = [
     "LABELS",
@@ -21,6 +23,7 @@ __all__ = [
     "LeadConfiguration",
     "configuration_labels",
     "configuration_leads",
+    "read_labels",
 ]
 
 LeadConfiguration = Literal["12-lead", "I", "II"]
@@ -211,3 +214,22 @@ def configuration_labels(configuration: str, labels: tuple[str, ...] = LABELS) -
     configuration_leads(configuration)
     detectable = _DETECTABLE.get(configuration)
     return labels if detectable is None else tuple(code for code in labels if code in detectable)
+
+
+def read_labels(path: str | Path) -> tuple[str, ...]:
+    """Label codes from a file: a JSON list, or one code a line.
+
+    Raises
+    ------
+    ConfigError
+        No such file, or no distinct codes in it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+        codes = json.loads(text) if text.startswith("[") else text.splitlines()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"cannot read labels from {path}: {error}") from error
+    labels = tuple(str(code).strip() for code in codes if str(code).strip())
+    if not labels or len(set(labels)) != len(labels):
+        raise ConfigError(f"{path} holds no list of distinct label codes")
+    return labels

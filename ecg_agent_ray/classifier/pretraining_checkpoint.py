@@ -16,9 +16,8 @@ from ecg_agent_ray.classifier.checkpoint import (
     classifier_keys,
     infer_config,
     read_checkpoint,
-    upstream_encoder_cfg,
-    write_upstream,
 )
+from ecg_agent_ray.classifier.checkpoint_export import upstream_encoder_cfg, write_upstream
 from ecg_agent_ray.classifier.pretraining import ECGPretrainingModel, PretrainingConfig
 from ecg_agent_ray.errors import CheckpointError
 
@@ -118,38 +117,34 @@ def export_pretraining_checkpoint(
     return write_upstream(
         path,
         {key: value.detach().float().cpu() for key, value in weights.items()},
-        cfg={
-            "model": {
-                "_name": "wav2vec2_cmsc",
-                **upstream_encoder_cfg(model.config),
-                "apply_mask": True,
-                "mask_length": objective.mask_length,
-                "mask_prob": objective.mask_prob,
-                "dropout_features": objective.dropout_features,
-                "logit_temp": objective.logit_temp,
-                "quantize_targets": True,
-                "latent_vars": objective.latent_vars,
-                "latent_groups": objective.latent_groups,
-                "latent_dim": 0,
-                "latent_temp": list(objective.latent_temp),
-                "final_dim": objective.final_dim,
-                "num_negatives": objective.num_negatives,
-            },
-            "task": {
-                "_name": "ecg_pretraining",
-                "filter": False,
-                "normalize": False,
-                "perturbation_mode": ["random_leads_masking"],
-                "p": [1.0],
-                "mask_leads_selection": "random",
-                "mask_leads_prob": objective.lead_mask_prob,
-            },
-            "criterion": {
-                "_name": "wav2vec2_with_cmsc",
-                "temp": objective.cmsc_temp,
-                "infonce": True,
-                "loss_weights": [objective.diversity_weight, objective.features_weight],
-            },
+        model_cfg={
+            "_name": "wav2vec2_cmsc",
+            **upstream_encoder_cfg(model.config),
+            "apply_mask": True,
+            "mask_length": objective.mask_length,
+            "mask_prob": objective.mask_prob,
+            "dropout_features": objective.dropout_features,
+            "logit_temp": objective.logit_temp,
+            "quantize_targets": True,
+            "latent_vars": objective.latent_vars,
+            "latent_groups": objective.latent_groups,
+            "latent_dim": 0,
+            "latent_temp": list(objective.latent_temp),
+            "final_dim": objective.final_dim,
+            "num_negatives": objective.num_negatives,
+        },
+        task_cfg={
+            "_name": "ecg_pretraining",
+            "perturbation_mode": ["random_leads_masking"],
+            "p": [1.0],
+            "mask_leads_selection": "random",
+            "mask_leads_prob": objective.lead_mask_prob,
+        },
+        criterion_cfg={
+            "_name": "wav2vec2_with_cmsc",
+            "temp": objective.cmsc_temp,
+            "infonce": True,
+            "loss_weights": [objective.diversity_weight, objective.features_weight],
         },
         criterion_name="Wav2Vec2WithCMSCCriterion",
         num_updates=num_updates,

@@ -17,14 +17,6 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "fairseq_signals"
 BATCHES = ["noise_5000", "ecg_5000", "ecg_2500", "padded_5000", "lead_I_5000", "lead_II_5000"]
 
 
-@pytest.fixture
-def parity(shared_data: Path) -> Path:
-    folder = shared_data.parent / "fairseq_signals_parity"
-    if not folder.is_dir():
-        pytest.skip("the parity fixtures are not beside this checkout")
-    return folder
-
-
 def run(model: Any, inputs: Any, batch: str, **options: Any) -> Any:
     mask = torch.from_numpy(inputs["padding_mask"]) if batch.startswith("padded") else None
     with torch.inference_mode():

@@ -33,14 +33,6 @@ TINY = ECGTransformerConfig(
 SMALL = PretrainingConfig(final_dim=8, latent_vars=6, num_negatives=20)
 
 
-@pytest.fixture
-def parity(shared_data: Path) -> Path:
-    folder = shared_data.parent / "fairseq_signals_parity"
-    if not folder.is_dir():
-        pytest.skip("parity fixtures are not beside this checkout")
-    return folder
-
-
 @pytest.mark.parametrize("mode", ["eval", "train_nodropout"])
 def test_losses_and_gradients_of_a_step_are_upstreams(parity: Path, mode: str) -> None:
     with np.load(parity / "pretrain_criterion.npz") as arrays:
