@@ -98,6 +98,13 @@ def run(arguments: Sequence[str]) -> int:
         # the reader of our output has gone (`| head`); say nothing, and let no flush fail at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # a refusal of MLflow itself, such as a login; looked up, since most commands never load it
+        refusal = getattr(sys.modules.get("mlflow.exceptions"), "MlflowException", None)
+        if refusal is None or not isinstance(error, refusal):
+            raise
+        typer.echo(f"error: MLflow: {str(error).strip().splitlines()[0]}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -92,3 +93,17 @@ def ray_cluster() -> Iterator[Any]:
 
     with local_ray(num_cpus=6) as ray:
         yield ray
+
+
+@pytest.fixture(scope="module")
+def serve_port(ray_cluster: Any) -> Iterator[int]:
+    """Ray Serve with nothing deployed; its HTTP port on 127.0.0.1."""
+    from ray import serve
+
+    serve.shutdown()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ecg_agent_ray._cli.output import console, emit, key_value_table
 from ecg_agent_ray.errors import GateNotMetError
@@ -44,7 +44,8 @@ def list_(
         for version in versions:
             emit(version.to_dict())
         return
-    table = Table("model", "version", "aliases", "base model", "created", "gate")
+    name_column = Column("model", no_wrap=True)  # it is what the other commands are given
+    table = Table(name_column, "version", "aliases", "base model", "created", "gate")
     for version in versions:
         table.add_row(
             version.name,
@@ -112,7 +113,7 @@ def diff(
     table = Table("", *(f"version {number}" for number in found.versions))
     for part in (found.config, found.data, found.metrics):
         for key, values in part.items():
-            table.add_row(key, *("—" if value is None else str(value) for value in values))
+            table.add_row(key, *map(_cell, values))
         table.add_section()
     console.print(table if table.row_count else "No difference.")
 
@@ -226,6 +227,12 @@ def _export_agent(uri: str, output: Path, form: str) -> Path:
     if form == "merged":
         return export_merged(folder, output)
     return export_gguf(folder, output, kind=kinds[form])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _print_promotion(done: Mapping[str, Any], *, as_json: bool) -> None:

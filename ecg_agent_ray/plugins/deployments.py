@@ -1,8 +1,8 @@
 """MLflow's deployment target "ray-serve": models as Ray Serve applications.
 
-    mlflow deployments create -t ray-serve -n cardio -m models:/m@champion -C num_cpus=2
+    mlflow deployments create -t ray-serve --name cardio -m models:/m@champion -C num_cpus=2
     curl http://127.0.0.1:8000/cardio/invocations -d '{"inputs": …}' -H 'content-type: …'
-    mlflow deployments update -t ray-serve -n cardio -m models:/m/7
+    mlflow deployments update -t ray-serve --name cardio -m models:/m/7
 
 An alias is replaced by the version it names now. An update starts the new replicas, waits until
 they are healthy and only then drains the old ones; where they do not become healthy, the deployment

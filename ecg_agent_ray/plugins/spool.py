@@ -19,14 +19,14 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-__all__ = ["RunSpool", "resend", "server_answers"]
+from ecg_agent_ray.plugins.stores import server_answers
+
+__all__ = ["RunSpool", "resend"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +34,6 @@ logger = logging.getLogger(__name__)
 _BATCH = 1000
 # statuses after which the same request can succeed: not signed in yet, timed out, throttled
 _TRANSIENT_4XX = {401, 403, 408, 429}
-
-
-def server_answers(tracking_uri: str, timeout_s: float = 3.0) -> bool:
-    """True when a tracking server's port accepts a connection (always for stores without a server).
-
-    Asked before each MLflow call because MLflow's client retries a refused connection for minutes.
-    """
-    url = urlsplit(tracking_uri)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        return True
-    port = url.port or (443 if url.scheme == "https" else 80)
-    with contextlib.suppress(OSError), socket.create_connection((url.hostname, port), timeout_s):
-        return True
-    return False
 
 
 class RunSpool:

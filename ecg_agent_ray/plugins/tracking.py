@@ -29,8 +29,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecg_agent_ray.errors import ConfigError, ServiceError
-from ecg_agent_ray.plugins.spool import RunSpool, resend, server_answers
+from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.plugins.spool import RunSpool, resend
+from ecg_agent_ray.plugins.stores import check_store, store_errors
 from ecg_agent_ray.settings import load_settings
 
 if TYPE_CHECKING:
@@ -76,12 +77,12 @@ def configure(
         tracking_uri = settings.mlflow_uri
         if settings.tracking_uri is None and artifact_root is None:
             artifact_root = settings.artifact_root
-    _check_uri(tracking_uri)
+    check_store(tracking_uri)
     location = None
     if artifact_root is not None:
         location = (Path(artifact_root).resolve() / _folder_name(experiment)).as_uri()
     mlflow.set_tracking_uri(tracking_uri)
-    with _prepared_sqlite(tracking_uri):
+    with store_errors(tracking_uri), _prepared_sqlite(tracking_uri):
         experiment_id = _experiment(mlflow.MlflowClient(tracking_uri), experiment, location)
     mlflow.set_experiment(experiment_id=experiment_id)
     return experiment_id
@@ -205,7 +206,7 @@ def tracked_run(
     if project_run is None and (experiment is not None or tracking_uri is not None):
         configure(tracking_uri, artifact_root=artifact_root, experiment=experiment or "Default")
     uri = mlflow.get_tracking_uri()
-    _check_uri(uri)
+    check_store(uri)
     if project_run is not None:
         # start_run refuses a run of another experiment than the one in use
         mlflow.set_experiment(experiment_id=mlflow.get_run(project_run).info.experiment_id)
@@ -343,19 +344,6 @@ def _restored_sigint() -> Iterator[Any]:
         yield lambda: signal.getsignal(signal.SIGINT) is not before
     finally:
         signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
-
-
-def _check_uri(uri: str) -> None:
-    if "://" not in uri or uri.startswith("file:"):
-        raise ConfigError(
-            f"{uri!r} is a folder, and MLflow 3 keeps no runs in folders",
-            hint=f"use sqlite:///{Path(uri.removeprefix('file://')).absolute()}/mlflow.db",
-        )
-    if not server_answers(uri):
-        raise ServiceError(
-            f"the MLflow server at {uri} does not answer",
-            hint="start it, or correct MLFLOW_TRACKING_URI",
-        )
 
 
 @contextlib.contextmanager

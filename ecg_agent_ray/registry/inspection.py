@@ -12,6 +12,7 @@ from typing import Any
 from ecg_agent_ray.errors import InputError, ModelNotFoundError
 from ecg_agent_ray.registry.store import (
     ModelVersion,
+    every,
     find_version,
     kind_of,
     registered_names,
@@ -57,7 +58,8 @@ def list_models(name: str | None = None) -> list[ModelVersion]:
     names = [name] if name else registered_names(client)
     versions: list[ModelVersion] = []
     for each in names:
-        numbers = {int(v.version) for v in client.search_model_versions(f"name='{each}'")}
+        found = every(client.search_model_versions, f"name='{each}'")
+        numbers = {int(version.version) for version in found}
         if not numbers and name:
             find_version(client, each, 0)  # says what exists
         versions += [find_version(client, each, n) for n in sorted(numbers, reverse=True)]
@@ -101,9 +103,17 @@ def _config(client: Any, version: ModelVersion) -> dict[str, Any]:
 
 
 def _run_params(client: Any, version: ModelVersion) -> dict[str, Any]:
+    from mlflow.exceptions import MlflowException
+
     if version.run_id is None:
         return {}
-    return {f"param.{k}": v for k, v in client.get_run(version.run_id).data.params.items()}
+    try:
+        params = client.get_run(version.run_id).data.params
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}  # `mlflow gc` has removed the run; the version stays
+    return {f"param.{key}": value for key, value in params.items()}
 
 
 def _config_files(version: ModelVersion) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "PREVIOUS_CHAMPION",
     "ModelVersion",
     "aliased_version",
+    "every",
     "find_version",
     "kind_of",
     "model_name",
@@ -105,8 +107,12 @@ def registry_client(*, create: bool = False) -> MlflowClient:
     ------
     ModelNotFoundError
         Nothing was ever registered here.
+    ConfigError, ServiceError
+        The store cannot be used, or does not answer.
     """
     import mlflow
+
+    from ecg_agent_ray.plugins.stores import check_store, store_errors
 
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(load_settings().mlflow_uri)
@@ -118,13 +124,25 @@ def registry_client(*, create: bool = False) -> MlflowClient:
                 f"no model registry at {path}",
                 hint="run `ecg-agent demo`, or point MLFLOW_TRACKING_URI at yours",
             )
-    return mlflow.MlflowClient(tracking_uri=uri)
+    check_store(uri)
+    with store_errors(uri):
+        return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def registered_names(client: MlflowClient) -> list[str]:
     """Names of our registered models that exist."""
-    found = client.search_registered_models(max_results=1000)
+    found = every(client.search_registered_models, "name LIKE 'ecg-%'")
     return sorted(model.name for model in found if kind_of(model.name))
+
+
+def every(search: Callable[..., Any], condition: str) -> Iterator[Any]:
+    """All that a search of MLflow's client finds, which it gives in pages."""
+    page = search(condition)
+    while True:
+        yield from page
+        if not page.token:
+            return
+        page = search(condition, page_token=page.token)
 
 
 def aliased_version(client: MlflowClient, name: str, alias: str) -> int | None:
@@ -185,7 +203,8 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
 
 
 def _what_exists(client: MlflowClient, name: str, aliases: dict[str, str]) -> str:
-    versions = sorted(int(v.version) for v in client.search_model_versions(f"name='{name}'"))
+    found = every(client.search_model_versions, f"name='{name}'")
+    versions = sorted(int(version.version) for version in found)
     numbers = ", ".join(map(str, versions)) or "none"
     named = ", ".join(f"{a}={v}" for a, v in sorted(aliases.items())) or "none"
     return f"versions: {numbers}; aliases: {named}"

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from ecg_agent_ray.plugins.spool import server_answers
+from ecg_agent_ray.plugins.stores import server_answers
 
 
 @pytest.fixture

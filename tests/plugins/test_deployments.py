@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +23,9 @@ import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from ecg_agent_ray.plugins import deployments
 from ecg_agent_ray.plugins.deployments import target_help
+from ecg_agent_ray.shipped import shipped
 
 MODEL = """
 import time
@@ -64,19 +68,6 @@ def add(store: str, tmp_path: Path) -> Callable[[int], str]:
         return f"models:/adder/{info.registered_model_version}"
 
     return log
-
-
-@pytest.fixture(scope="module")
-def serve_port(ray_cluster: Any) -> Iterator[int]:
-    from ray import serve
-
-    serve.shutdown()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield port
-    serve.shutdown()
 
 
 @pytest.fixture
@@ -216,6 +207,16 @@ def test_help_names_every_option() -> None:
     assert "route_prefix" in text
 
 
+def test_the_commands_that_are_written_down_are_mlflows() -> None:
+    from mlflow.deployments.cli import commands
+
+    text = shipped("mlflow_projects/README.md").read_text() + str(deployments.__doc__)
+    written = re.findall(r"^ *mlflow deployments (\S+) (.*?)(?:#.*)?$", text, re.MULTILINE)
+    assert len(written) == 5
+    for verb, options in written:
+        assert commands.commands[verb].make_context(verb, shlex.split(options))
+
+
 @pytest.mark.slow
 def test_run_local_serves_from_the_command_line(
     add: Callable[[int], str], store: str, tmp_path: Path
@@ -225,7 +226,7 @@ def test_run_local_serves_from_the_command_line(
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     command = [sys.executable, "-m", "mlflow", "deployments", "run-local", "-t", "ray-serve"]
-    command += ["-n", "local", "-m", uri, "-C", f"port={port}"]
+    command += ["--name", "local", "-m", uri, "-C", f"port={port}"]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=env | {"MLFLOW_TRACKING_URI": store}

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from ecg_agent_ray.plugins.spool import server_answers
+from ecg_agent_ray.plugins.stores import server_answers
 from ecg_agent_ray.plugins.tracking import tracked_run
 from ecg_agent_ray.plugins.train_callback import MLflowTrainCallback, numeric_metrics
 

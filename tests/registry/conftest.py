@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ecg_agent_ray.plugins.spool import server_answers
+from ecg_agent_ray.plugins.stores import server_answers
 
 
 def free_port() -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from ecg_agent_ray import cli
 from ecg_agent_ray._cli import models
 from ecg_agent_ray.errors import ChampionChangedError, GateNotMetError
 from ecg_agent_ray.registry import attach_evaluation
@@ -64,3 +66,38 @@ def test_every_verb(gate: str) -> None:
     assert json.loads(run("show", "ecg-agent", "--json").stdout)["version"] == 1
     assert "promoted_by" in run("show", "ecg-agent").stdout
     assert "ecg-agent" in run("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "said"),
+    [
+        ("mlruns", 2, "is a folder"),
+        ("http://127.0.0.1:{port}", 1, "server at http://127.0.0.1:{port} does not answer"),
+        ("postgresql://me:secret@127.0.0.1:{port}/x", 1, "postgresql://me:***@127.0.0.1"),
+        ("nonsense://here", 2, "cannot use the store nonsense://here"),
+        ("sqlite:///{folder}/broken.db", 2, "file is not a database"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_named(
+    uri: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "broken.db").write_text("no database " * 100)
+    with socket.socket() as probe:  # bound, and nobody listens
+        probe.bind(("127.0.0.1", 0))
+        places = {"port": probe.getsockname()[1], "folder": tmp_path}
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(**places))
+        assert cli.run(["models", "list"]) == code
+    error = capsys.readouterr().err
+    assert said.format(**places) in error
+    assert "secret" not in error
+
+
+def test_what_mlflow_refuses_is_one_line(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", "list", "it's"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: MLflow: ")
