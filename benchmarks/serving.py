@@ -5,8 +5,9 @@
     python benchmarks/serving.py fuzz --requests 10000 --output fuzz.json
 
 Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of
-each kind of replica and of the proxy, `owners` of many ECGs, `fuzz` over the OpenAPI document and
-over damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests
+each kind of replica and of the proxy, `owners` of many ECGs, `alias`: the champion changes while
+measurements come at a steady rate and dialogues go on, `fuzz` over the OpenAPI document and over
+damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests
 and time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a
 500, a wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from serving_alias import alias, registry
 from serving_fuzz import fuzz
 from serving_load import KINDS, Bench, crowd, kill, overhead, owners
 
@@ -32,6 +34,7 @@ PARTS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
     "crowd": crowd,
     "kill": kill,
     "owners": owners,
+    "alias": alias,
     "fuzz": fuzz,
 }
 
@@ -50,7 +53,7 @@ def main() -> int:
         "machine": platform.processor() or platform.machine(),
         "load_average_before": os.getloadavg()[0],
     }
-    with _service(args) as bench:
+    with _service(args, followed="alias" in parts) as bench:
         for part in parts:
             _say(sys.stderr, f"{part} …")
             try:
@@ -83,14 +86,20 @@ def _arguments() -> argparse.Namespace:
         "--kinds", nargs="*", choices=[*KINDS, "proxy"], help="kill: which (default: each)"
     )
     parser.add_argument("--ecgs", type=int, default=1000, help="owners: ECGs")
+    parser.add_argument("--rate", type=float, default=20, help="alias: measurements a second")
+    parser.add_argument("--dialogues", type=int, default=2, help="alias: running at once")
+    parser.add_argument("--moves", type=int, default=4, help="alias: changes of the champion")
     parser.add_argument("--requests", type=int, default=10_000, help="fuzz: requests")
     parser.add_argument("--output", type=Path, help="JSON of all results")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
-def _service(args: argparse.Namespace) -> Iterator[Bench]:
-    """Two replicas of every kind but the agent, tokens on, a store of its own."""
+def _service(args: argparse.Namespace, *, followed: bool) -> Iterator[Bench]:
+    """Two replicas of every kind but the agent, tokens on, a store of its own.
+
+    ``followed``: with a registry whose champion classifier is looked up every two seconds.
+    """
     with tempfile.TemporaryDirectory(prefix="ecg-bench-") as name:
         folder = Path(name)
         os.environ |= {
@@ -107,8 +116,13 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
         # only now, since Ray reads these where it is imported
         from ecg_agent_ray.errors import ServiceError
         from ecg_agent_ray.serving import ServiceConfig, TokenFile, running_service
-        from ecg_agent_ray.serving.config import DeploymentConfig, DeploymentsConfig
+        from ecg_agent_ray.serving.config import (
+            DeploymentConfig,
+            DeploymentsConfig,
+            ModelsConfig,
+        )
 
+        store_uri = registry(folder) if followed else None
         names = [f"owner-{i}" for i in range(10)]
         tokens_file = folder / "tokens"
         tokens = {n: TokenFile(tokens_file).create(n, ["read", "chat"]) for n in names}
@@ -116,7 +130,9 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
         config = ServiceConfig(
             port=0,
             agent=args.agent,
-            classifier="builtin:",
+            classifier="auto" if followed else "builtin:",
+            tracking_uri=store_uri,
+            models=ModelsConfig(follow_s=2 if followed else None),
             store=str(folder / "ecgs"),
             tokens_file=tokens_file,
             deployments=DeploymentsConfig(
@@ -136,7 +152,7 @@ def _service(args: argparse.Namespace) -> Iterator[Bench]:
                     _say(sys.stderr, f"{error}")
                     if attempt == 3:
                         raise
-            yield Bench(url, tokens, str(folder / "ecgs"))
+            yield Bench(url, tokens, str(folder / "ecgs"), store_uri)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ KINDS = ("ingress", "measurement", "classification", "agent")
 
 @dataclass
 class Bench:
-    """A running service, its tokens by owner, and the URL of its ECG store."""
+    """A running service, its tokens by owner, the URLs of its ECG store and of its registry."""
 
     url: str
     tokens: dict[str, str]
     store: str
+    registry: str | None = None
     _ids: list[str] = field(default_factory=list)
 
     def headers(self, owner: str = "owner-0") -> dict[str, str]:

@@ -18,12 +18,14 @@ import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
 from ecg_agent_ray.errors import ServiceError
+from ecg_agent_ray.plugins.stores import port_answers
 
-__all__ = ["job_server_url", "local_ray", "prepare_auth"]
+__all__ = ["job_server_url", "join_cluster", "local_ray", "prepare_auth"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -56,7 +58,7 @@ def local_ray(
     are set in every worker. ``num_cpus`` may exceed the machine's cores: it is a scheduling budget.
     ``job_server`` starts the dashboard too, at a free port of the loopback interface, so that the
     local cluster takes jobs at :func:`job_server_url`.
-    Raises :class:`ServiceError` where the local cluster does not come up.
+    Raises :class:`ServiceError` where the cluster does not come up, or none is at ``address``.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -73,7 +75,7 @@ def local_ray(
         "configure_logging": True,
     }
     if address:
-        ray.init(address=address, **options)
+        join_cluster(address, **options)
         try:
             yield ray
         finally:
@@ -99,6 +101,25 @@ def local_ray(
             yield ray
         finally:
             ray.shutdown()
+
+
+def join_cluster(address: str, **options: Any) -> None:
+    """``ray.init`` at a running cluster: HEAD:6379, ray://HEAD:10001 or auto.
+
+    Raises :class:`ServiceError`; at once where nobody listens, which Ray tries for minutes.
+    """
+    import ray
+
+    try:
+        url = urlsplit(address if "://" in address else f"gcs://{address}")
+        if url.hostname and url.port and not port_answers(url.hostname, url.port):
+            raise ConnectionError("nobody listens there")
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ServiceError(
+            f"no Ray cluster at {address}: {error}",
+            hint="start one (`ray start --head`), or give its address as RAY_ADDRESS",
+        ) from error
 
 
 def job_server_url() -> str | None:

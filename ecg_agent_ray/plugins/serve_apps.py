@@ -11,6 +11,7 @@ from typing import Any
 
 from ecg_agent_ray.errors import EcgAgentError, ServiceError
 from ecg_agent_ray.plugins.deployment_config import DeploymentConfig
+from ecg_agent_ray.plugins.local_cluster import join_cluster
 from ecg_agent_ray.plugins.pyfunc_app import MLflowEndpoint, MLflowModel
 
 __all__ = ["Applications", "DeployFailedError", "endpoint_app", "model_app"]
@@ -128,13 +129,7 @@ class Applications:
                     f"{address} is a job server, and Serve is reached through the cluster itself",
                     hint="give HEAD:6379, or ray://HEAD:10001 from outside",
                 )
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ServiceError(
-                    f"no Ray cluster at {address}: {error}",
-                    hint="start one (`ray start --head`), give RAY_ADDRESS, or use run-local",
-                ) from error
+            join_cluster(address, log_to_driver=False, logging_level=logging.ERROR)
         return serve
 
 

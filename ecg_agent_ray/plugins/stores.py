@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
-__all__ = ["check_store", "server_answers", "shown", "store_errors"]
+__all__ = ["check_store", "port_answers", "server_answers", "shown", "store_errors"]
 
 # a data source name may stand where other databases' URIs have the host: mssql is not asked
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -31,7 +31,12 @@ def server_answers(uri: str, timeout_s: float = 3.0) -> bool:
     usual = _PORTS.get(url.scheme.partition("+")[0])
     if usual is None or not host:
         return True
-    with contextlib.suppress(OSError), socket.create_connection((host, port or usual), timeout_s):
+    return port_answers(host, port or usual, timeout_s)
+
+
+def port_answers(host: str, port: int, timeout_s: float = 3.0) -> bool:
+    """Whether a TCP connection is accepted there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_s):
         return True
     return False
 

@@ -66,6 +66,17 @@ def test_a_local_ray_is_closed_to_others_and_stops_completely(
     assert alive(started) == []
 
 
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_without_a_cluster_is_refused_at_once(form: str, closed_port: int) -> None:
+    address = form.format(closed_port)
+    code = "from ecg_agent_ray.plugins.local_cluster import local_ray\nwith local_ray(): pass"
+    env = without_auth() | {"RAY_ADDRESS": address}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=env
+    )
+    assert f"ServiceError: no Ray cluster at {address}: nobody listens there" in done.stderr
+
+
 def without_auth() -> dict[str, str]:
     """The environment without what this test process itself set up for Ray."""
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}

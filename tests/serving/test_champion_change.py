@@ -1,4 +1,4 @@
-"""A new champion takes over under load, and a broken one does not; no request fails."""
+"""A new champion takes over under load, and a broken one does not; no request or turn fails."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ PERIOD_S = 0.05
 
 
 class Load:
-    """Measurements at a steady rate, with a classification among every ten."""
+    """Measurements at a steady rate, with a classification among every ten, and a dialogue."""
 
     def __init__(self, service: Any, ecg_id: str) -> None:
         self.statuses: Counter[int | str] = Counter()
+        self.turns: Counter[int | str] = Counter()
         self.models: list[str] = []
         self._service = service
         self._ecg_id = ecg_id
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(4)]
+        self._threads.append(threading.Thread(target=self._talk))
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -46,7 +48,7 @@ class Load:
             for turn in range(100_000):
                 if self._stop.wait(max(0.0, due - time.monotonic())):
                     return
-                due = max(due + PERIOD_S * len(self._threads), time.monotonic())
+                due = max(due + PERIOD_S * 4, time.monotonic())
                 tool = "classification" if turn % 10 == 0 else "measurement"
                 try:
                     answer = client.post(f"/v1/ecgs/{self._ecg_id}/{tool}")
@@ -56,6 +58,25 @@ class Load:
                 self.statuses[answer.status_code] += 1
                 if tool == "classification" and answer.status_code == 200:
                     self.models.append(answer.json()["model"])
+
+    def _talk(self) -> None:
+        about = {"model": "ecg-agent", "ecg_agent": {"ecg_id": self._ecg_id}}
+        with self._service.client() as client:
+            while not self._stop.is_set():
+                messages: list[dict[str, str]] = []
+                for question in ("What is the heart rate?", "Findings?", "Why?"):
+                    messages.append({"role": "user", "content": question})
+                    try:
+                        answer = client.post(
+                            "/v1/chat/completions", json={**about, "messages": messages}
+                        )
+                    except Exception as error:
+                        self.turns[type(error).__name__] += 1
+                        break
+                    self.turns[answer.status_code] += 1
+                    if answer.status_code != 200:
+                        break
+                    messages.append(answer.json()["choices"][0]["message"])
 
 
 def test_a_new_champion_under_load(service: Any, ecg_id: str, tmp_path: Path) -> None:
@@ -76,6 +97,7 @@ def test_a_new_champion_under_load(service: Any, ecg_id: str, tmp_path: Path) ->
     point(second)
     assert set(load.statuses) == {200}, load.statuses
     assert load.statuses[200] > 20
+    assert set(load.turns) == {200}, load.turns
     assert set(load.models) == {before, second.uri}
     # once the second answered, the first answers no more
     assert before not in load.models[load.models.index(second.uri) + 4 :]
