@@ -39,7 +39,7 @@ def _server(port: int, store: str) -> Iterator[None]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not server_answers(f"http://127.0.0.1:{port}"):
             assert server.poll() is None, "the server ended"
             assert time.monotonic() < deadline
