@@ -14,7 +14,12 @@ from ecg_agent_ray.errors import ConfigError
 
 __all__ = ["register"]
 
-DialogueFile = Annotated[Path, typer.Argument(help="JSONL or Parquet rows in ECG-MTD's form.")]
+DialogueFile = Annotated[
+    Path,
+    typer.Argument(
+        help="JSONL or Parquet rows in ECG-MTD's form, or a hub's data set: owner/name[:split]."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML of the job, see jobs/configs.")]

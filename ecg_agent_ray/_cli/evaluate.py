@@ -34,7 +34,8 @@ def agent(
         Path, typer.Option(help="Folder for predictions.jsonl, metrics.json and report.html.")
     ],
     dialogues: Annotated[
-        Path | None, typer.Option(help="Reference dialogues, ECG-MTD rows.")
+        Path | None,
+        typer.Option(help="Reference dialogues: ECG-MTD rows, or owner/name:split of a hub."),
     ] = None,
     model: Annotated[
         str, typer.Option(help="models:/NAME@ALIAS, an agent folder, builtin: or openai:URL#MODEL.")

@@ -77,10 +77,16 @@ def llm(
     if plan:
         _plan_llm(config, overrides or [], as_json=as_json)
         return
-    from ecg_agent_ray.training.llm import finetune_llm
+    from ecg_agent_ray.training.llm import finetune_llm, refuse_what_cannot_fit
     from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
-    _run("finetune_llm", LLMFinetuneConfig, finetune_llm)(config, overrides or [], address, wait)
+    def check(job: LLMFinetuneConfig) -> None:
+        if job.distributed.use_gpu is True:
+            refuse_what_cannot_fit(job)
+
+    _run("finetune_llm", LLMFinetuneConfig, finetune_llm, before_submitting=check)(
+        config, overrides or [], address, wait
+    )
 
 
 def delineator(
@@ -137,7 +143,10 @@ def _print_plan(plan: Any) -> None:
 
 
 def _run(
-    job: str, model: type[Any], work: Callable[[Any], Any]
+    job: str,
+    model: type[Any],
+    work: Callable[[Any], Any],
+    before_submitting: Callable[[Any], None] = lambda _: None,
 ) -> Callable[[Path | list[Path], list[str], str | None, bool], None]:
     def run(path: Path | list[Path], overrides: list[str], address: str | None, wait: bool) -> None:
         from ecg_agent_ray.training.config import load_config
@@ -149,6 +158,7 @@ def _run(
             return
         from ecg_agent_ray.training.submit import submit_job
 
+        before_submitting(config)
         emit(submit_job(job, config, address=address, wait=wait))
 
     return run

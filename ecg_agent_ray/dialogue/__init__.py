@@ -4,6 +4,7 @@ from ecg_agent_ray.dialogue.actions import Action
 from ecg_agent_ray.dialogue.io import (
     DialogueFile,
     RowProblem,
+    dialogue_files,
     load_dialogues,
     read_dialogues,
     write_dialogues,
@@ -32,6 +33,7 @@ __all__ = [
     "RowProblem",
     "Turn",
     "clean_report",
+    "dialogue_files",
     "dialogue_messages",
     "load_dialogues",
     "parse_turn",

@@ -1,4 +1,7 @@
-"""Dialogue files: ECG-MTD rows in JSON Lines or Parquet, every malformed row reported."""
+"""Dialogue files: ECG-MTD rows in JSON Lines or Parquet, every malformed row reported.
+
+Where a path is taken, so is the name of a data set on a hub; see :mod:`ecg_agent_ray.dialogue.hub`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ecg_agent_ray.dialogue.hub import hub_files, is_hub_name, lead_of_name
 from ecg_agent_ray.dialogue.turns import Dialogue, LeadConfiguration
 from ecg_agent_ray.errors import DialogueError
 
-__all__ = ["DialogueFile", "RowProblem", "load_dialogues", "read_dialogues", "write_dialogues"]
+__all__ = [
+    "DialogueFile",
+    "RowProblem",
+    "dialogue_files",
+    "load_dialogues",
+    "read_dialogues",
+    "write_dialogues",
+]
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -40,33 +51,35 @@ class DialogueFile:
 
 
 def load_dialogues(
-    path: str | Path, *, lead_configuration: LeadConfiguration = "12-lead"
+    path: str | Path, *, lead_configuration: LeadConfiguration | None = None
 ) -> DialogueFile:
-    """Read a file, or every such file in a folder in the order of their names.
+    """Read a file, every such file in a folder in the order of their names, or a hub's data set.
 
     A row is read whole or not at all: a dialogue with a turn left out would teach a wrong next
-    action. ``lead_configuration`` is noted where a row says nothing. Raises :class:`DialogueError`
-    where the path or its format is unusable; malformed rows are listed in ``problems``.
+    action. ``lead_configuration`` is noted where a row says nothing; None takes what the name of
+    a published data set tells, else 12-lead. Raises :class:`DialogueError` where the path or its
+    format is unusable; malformed rows are listed in ``problems``.
     """
+    leads = lead_configuration or lead_of_name(str(path)) or "12-lead"
     dialogues: list[Dialogue] = []
     problems: list[RowProblem] = []
     n_rows = 0
-    for file in _files(Path(path)):
+    for file in dialogue_files(path):
         for number, row in enumerate(_rows(file)):
             n_rows += 1
             try:
                 if isinstance(row, DialogueError):
                     raise row
-                dialogues.append(Dialogue.from_row(row, lead_configuration=lead_configuration))
+                dialogues.append(Dialogue.from_row(row, lead_configuration=leads))
             except DialogueError as error:
                 problems.append(RowProblem(str(file), number, error.message))
     return DialogueFile(dialogues, problems, n_rows)
 
 
 def read_dialogues(
-    path: str | Path, *, lead_configuration: LeadConfiguration = "12-lead", strict: bool = False
+    path: str | Path, *, lead_configuration: LeadConfiguration | None = None, strict: bool = False
 ) -> list[Dialogue]:
-    """The dialogues of a file or folder.
+    """The dialogues of a file, a folder or a hub's data set.
 
     Malformed rows are counted in a warning, each with its fault; with ``strict``, or where no row
     at all could be read, they raise :class:`DialogueError` instead. :func:`load_dialogues` gives
@@ -106,7 +119,14 @@ def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> Path:
     return target
 
 
-def _files(path: Path) -> list[Path]:
+def dialogue_files(source: str | Path) -> list[Path]:
+    """The files of a path or of a hub's data set, in the order of their names.
+
+    Raises :class:`DialogueError` where there are none.
+    """
+    if is_hub_name(source):
+        return hub_files(str(source))
+    path = Path(source).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
         if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -16,16 +17,18 @@ import yaml
 from ecg_agent_ray import __version__
 from ecg_agent_ray.agent.base_model import resolve_base_model
 from ecg_agent_ray.agent.load import BUILTIN_AGENT, AgentManifest, write_manifest
-from ecg_agent_ray.dialogue import LeadConfiguration, read_dialogues
-from ecg_agent_ray.errors import ConfigError, TrainingError
+from ecg_agent_ray.dialogue import LeadConfiguration, dialogue_files, read_dialogues
+from ecg_agent_ray.dialogue.hub import is_hub_name
+from ecg_agent_ray.errors import ConfigError, PlanDoesNotFitError, TrainingError
 from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
 from ecg_agent_ray.training.deepspeed_setup import check_compiler, deepspeed_environment
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import common_lead_configuration
 from ecg_agent_ray.training.llm_kernels import check_packages
+from ecg_agent_ray.training.llm_plan import check_fits
 
-__all__ = ["LLMResult", "finetune_llm", "write_agent_folder"]
+__all__ = ["LLMResult", "finetune_llm", "refuse_what_cannot_fit", "write_agent_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +54,13 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     best checkpoint is that of the lowest validation loss, or the last one without validation data.
 
     Raises:
+        PlanDoesNotFitError: GPUs are to be used, and their memory is too small for this.
         ConfigError: the batch cannot be split over the workers.
         MissingDependencyError: no compiler for DeepSpeed's ops.
         TrainingError: the job failed more often than ``distributed.max_failures``.
     """
+    if config.distributed.use_gpu is True:
+        refuse_what_cannot_fit(config)
     check_compiler()
     config = _resolved(config)
     check_packages(config)
@@ -63,26 +69,27 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     start = time.perf_counter()
     output = Path(config.output) / "agent"
     dialogues = read_dialogues(config.train)
-    digest = data_digest([path for path in (config.train, config.validation) if path])
-    with (
-        local_ray(num_cpus=_cpus(config)) as ray,
-        tracked_run(
-            config.name,
-            experiment=config.experiment,
-            params=config.model_dump(mode="json"),
-            tags={
-                "base_model": config.base_model,
-                "data_digest": digest,
-            },
-        ) as run,
-    ):
+    sources = [source for source in (config.train, config.validation) if source]
+    digest = data_digest([file for source in sources for file in dialogue_files(source)])
+    with contextlib.ExitStack() as stack:
+        gpu = _use_gpu(config, stack.enter_context(local_ray(num_cpus=_cpus(config))))
+        if gpu and config.distributed.use_gpu == "auto":
+            refuse_what_cannot_fit(config)
+        run = stack.enter_context(
+            tracked_run(
+                config.name,
+                experiment=config.experiment,
+                params=config.model_dump(mode="json"),
+                tags={"base_model": config.base_model, "data_digest": digest},
+            )
+        )
         run.log_data(
             Path(config.train).name,
             digest,
             source=config.train,
             profile={"dialogues": len(dialogues)},
         )
-        result = _fit(config, run, gpu=_use_gpu(config, ray))
+        result = _fit(config, run, gpu=gpu)
         metrics, checkpoint = _best(result)
         with checkpoint.as_directory() as folder:
             leads = config.lead_configuration or common_lead_configuration(dialogues) or "12-lead"
@@ -91,6 +98,20 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
         kept = {k: metrics[k] for k in ("loss", "validation_loss") if k in metrics}
         run.log_metrics({f"best_{name}": value for name, value in kept.items()})
     return LLMResult(str(output), run.run_id, digest, metrics, time.perf_counter() - start)
+
+
+def refuse_what_cannot_fit(config: LLMFinetuneConfig) -> None:
+    """Raise :class:`PlanDoesNotFitError` where a GPU's memory cannot hold a rank of the job.
+
+    The GPU is ``assume.device``. Of a model whose shape is not known nothing can be said.
+    """
+    try:
+        check_fits(config)
+    except ConfigError as error:
+        logger.warning("whether the job fits its GPUs is not known: %s", error)
+    except PlanDoesNotFitError as error:
+        known = f"{error.hint}; for another GPU than {config.assume.device} set assume.device"
+        raise PlanDoesNotFitError(error.message, hint=known) from error
 
 
 def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
@@ -102,11 +123,11 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
         )
     values = config.model_dump()
     for name in ("train", "validation", "output"):
-        if values[name] is not None:
+        # a hub's data set keeps its name: each node fetches it into its own cache
+        if values[name] is not None and (name == "output" or not is_hub_name(values[name])):
             values[name] = str(Path(values[name]).expanduser().resolve())
-    for name in ("train", "validation"):
-        if values[name] is not None and not Path(values[name]).is_file():
-            raise ConfigError(f"{name}: no file at {values[name]}")
+            if name != "output" and not Path(values[name]).exists():
+                raise ConfigError(f"{name}: no file at {values[name]}")
     if values["adapter"] is not None:
         folder = BUILTIN_AGENT if values["adapter"] == "builtin:" else Path(values["adapter"])
         if not (folder / "adapter_config.json").is_file():

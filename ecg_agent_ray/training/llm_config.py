@@ -94,7 +94,10 @@ class LLMFinetuneConfig(StrictConfig):
     adapter: str | None = Field(
         default=None, description="Adapter folder or builtin: to continue from; null starts anew."
     )
-    train: str = Field(description="Dialogues to train on: JSONL or Parquet in ECG-MTD's form.")
+    train: str = Field(
+        description="Dialogues in ECG-MTD's form: JSONL or Parquet, a folder of such files, or a "
+        "hub's data set as owner/name or owner/name:split."
+    )
     validation: str | None = Field(default=None, description="Dialogues for validation loss.")
     output: str = Field(default="outputs/llm", description="Folder for agent/ and checkpoints/.")
     storage: str | None = Field(

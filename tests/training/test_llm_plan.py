@@ -151,6 +151,40 @@ def test_the_command_ends_with_3_and_one_line(capsys: pytest.CaptureFixture[str]
     assert "GiB a rank do not fit" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", [[], ["--address", "http://127.0.0.1:9"]])
+def test_training_refuses_what_cannot_fit_before_anything_starts(
+    where: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    for started in (
+        "ecg_agent_ray.training.llm.local_ray",
+        "ecg_agent_ray.training.llm.tracked_run",
+        "ecg_agent_ray.training.llm.resolve_base_model",
+        "ecg_agent_ray.plugins.ray_jobs.connect",
+    ):
+        monkeypatch.setattr(started, lambda *_, **__: pytest.fail("something was started"))
+    file = str(shipped("jobs/configs/llm/qwen3-32b-1x.yaml"))
+    job = ["train", "llm", "--config", file, *where, "train=/nowhere.jsonl"]
+    assert run([*job, "quantize=none", "assume.device=a100-40gb"]) == 3
+    shown = capsys.readouterr()
+    assert "GiB a rank do not fit" in shown.err
+    assert "it fits with quantize=nf4" in shown.err
+    assert "assume.device" in shown.err
+    assert not shown.out
+    assert not ray.is_initialized()
+
+
+def test_of_an_unknown_shape_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    from ecg_agent_ray.training.llm import refuse_what_cannot_fit
+
+    with caplog.at_level("WARNING"):
+        refuse_what_cannot_fit(config("base_model=/no/such/model"))
+    assert "is not known" in caplog.text
+
+
 def test_tokens_are_counted_where_the_data_are_here(tmp_path: Path) -> None:
     from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 

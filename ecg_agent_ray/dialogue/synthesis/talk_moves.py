@@ -255,15 +255,18 @@ def _reask_finding(scene: Scene) -> None:
 
 
 def _summary(scene: Scene) -> None:
-    """The result is asked for again, in words for it or as it was first asked for."""
-    kind = scene.choose({"reask_summary": 3, "rhythm": 1, "abnormal": 1, "summary": 1})
+    """The result is asked for again, in words for it or as it was first asked for.
+
+    An order to run the tool or read the ECG ("classify it") is no such question.
+    """
+    kind = scene.choose({"reask_summary": 4, "rhythm": 1, "abnormal": 1})
     pool = "user.followup.reask_summary" if kind == "reask_summary" else f"user.classify.{kind}"
     scene.say(before(scene, ""), scene.draw(pool), tail(scene))
     if scene.facts.findings:
         sentences = [scene.draw("answer.followup.summary.class", findings=findings_list(scene))]
     else:
         sentences = class_sentences(scene)
-    if scene.measured and scene.facts.known_keys and kind in ("reask_summary", "summary"):
+    if scene.measured and scene.facts.known_keys and kind == "reask_summary":
         listed = scene.values_list(scene.facts.known_keys)
         sentences.append(scene.draw("answer.followup.summary.values", list=listed))
     thought = scene.draw("thought.followup.summary")
