@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from ecg_agent_ray._cli.output import console, emit, key_value_table
+from ecg_agent_ray._cli.output import console, emit, key_value_table, stderr_progress
 from ecg_agent_ray.errors import GateNotMetError
 
 __all__ = ["register"]
@@ -178,21 +178,39 @@ def export(
             "fairseq (a checkpoint that fairseq-signals reads).",
         ),
     ] = "copy",
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Reload merged weights and hold dialogues with them and with the agent: next "
+            "actions, memory and tokens/s of both are printed and kept beside the export.",
+        ),
+    ] = True,
+    dialogues: Annotated[
+        str | None,
+        typer.Option(
+            help="What to check on: ECG-MTD rows. Left out: some about the shipped recordings."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Dialogues to check on, at most.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Copy a model's directory out of the registry, or write it in another library's form."""
     from ecg_agent_ray.registry import export as copy
 
     if form == "copy":
-        path = copy(uri, output)
+        path, checked = copy(uri, output), None
     elif form == "fairseq":
-        path = _export_classifier(uri, output)
+        path, checked = _export_classifier(uri, output), None
     else:
-        path = _export_agent(uri, output, form)
+        folder, path = _export_agent(uri, output, form)
+        checked = _check_export(folder, path, dialogues, limit) if check else None
     if as_json:
-        emit({"uri": uri, "path": str(path)})
-    else:
-        console.print(f"{uri} is in {path}")
+        emit({"uri": uri, "path": str(path), **({"check": checked} if checked else {})})
+        return
+    console.print(f"{uri} is in {path}")
+    if checked:
+        console.print(_check_table(checked))
 
 
 def _export_classifier(uri: str, output: Path) -> Path:
@@ -211,7 +229,36 @@ def _export_classifier(uri: str, output: Path) -> Path:
     return export_checkpoint(classifier.network, output)
 
 
-def _export_agent(uri: str, output: Path, form: str) -> Path:
+def _check_export(agent: Path, export: Path, dialogues: str | None, limit: int) -> dict[str, Any]:
+    from ecg_agent_ray.pipelines.export_check import check_export
+
+    with stderr_progress("checking the export", unit="models") as progress:
+        return check_export(agent, export, dialogues=dialogues, n=limit, progress=progress)
+
+
+def _check_table(checked: Mapping[str, Any]) -> Table:
+    before, after = checked["original"], checked["export"]
+    table = Table(
+        "",
+        "agent",
+        "export",
+        title=f"{checked['n_dialogues']} dialogues, {before['turns']} turns; the same action in "
+        f"{checked['same_action']:.1%}",
+    )
+    shown = {
+        "next-action accuracy": ("next_action_accuracy", ".3f"),
+        "tokens/s": ("tokens_per_second", ".1f"),
+        "peak memory, MiB": ("peak_memory_mib", ",.0f"),
+        "on disk, MiB": ("file_mib", ",.1f"),
+        "seconds to load": ("load_s", ".1f"),
+    }
+    for title, (key, form) in shown.items():
+        table.add_row(title, format(before[key], form), format(after[key], form))
+    return table
+
+
+def _export_agent(uri: str, output: Path, form: str) -> tuple[Path, Path]:
+    """The agent's folder, and what was made of it."""
     from ecg_agent_ray.agent.export import GGUF_TYPES, export_gguf, export_merged
     from ecg_agent_ray.errors import ConfigError, InputError
     from ecg_agent_ray.registry import resolve
@@ -225,8 +272,8 @@ def _export_agent(uri: str, output: Path, form: str) -> Path:
         raise InputError(f"{output} is already there")
     folder = resolve(uri, kind="agent")
     if form == "merged":
-        return export_merged(folder, output)
-    return export_gguf(folder, output, kind=kinds[form])
+        return folder, export_merged(folder, output)
+    return folder, export_gguf(folder, output, kind=kinds[form])
 
 
 def _cell(value: Any) -> str:

@@ -32,7 +32,7 @@ from ecg_agent_ray.pipelines.bench.paper_loop import MAX_NEW_TOKENS, PaperLoop
 from ecg_agent_ray.pipelines.bench.timing import hardware
 from ecg_agent_ray.pipelines.bench.turn_times import TurnTime, ratio_of_medians, summarised
 
-__all__ = ["PAPER", "bench_agent"]
+__all__ = ["PAPER", "bench_agent", "bench_dialogues"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def bench_agent(
     """
     weights = agent_weights(model)
     agents = _agents(model, engines)
-    held = _dialogues(dialogues, n_dialogues)
+    held = bench_dialogues(dialogues, n_dialogues)
     positions = list(_positions(held, next(iter(agents.values()))))
     if not positions:
         raise ConfigError("the dialogues have no assistant turn")
@@ -127,7 +127,11 @@ def bench_agent(
 _HELLO: Message = {"role": "user", "content": "Hello, what can you do?"}
 
 
-def _dialogues(given: str | Path | Sequence[Dialogue] | None, n: int) -> list[Dialogue]:
+def bench_dialogues(given: str | Path | Sequence[Dialogue] | None, n: int) -> list[Dialogue]:
+    """The first ``n`` of the given ones; None writes some about the shipped recordings.
+
+    Their wording is of the phrase bank's ``test`` part.
+    """
     if given is None:
         from ecg_agent_ray.pipelines.facts import collect_facts
 
