@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ecg_agent_ray.errors import MissingDependencyError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["check_compiler", "deepspeed_environment", "safe_deepspeed_globals"]
+__all__ = [
+    "check_compiler",
+    "clear_dead_builds",
+    "deepspeed_environment",
+    "safe_deepspeed_globals",
+]
+
+logger = logging.getLogger(__name__)
+
+_BUILD_S = 600
+"""No build of an op takes as long: half a minute was seen, minutes on a busy machine."""
 
 
 def check_compiler() -> None:
@@ -39,6 +51,20 @@ def deepspeed_environment(*, gpu: bool) -> dict[str, str]:
         "TORCH_EXTENSIONS_DIR": str(load_settings().cache_dir / "torch-extensions"),
     }
     return environment if gpu else {**environment, "DS_ACCELERATOR": "cpu"}
+
+
+def clear_dead_builds() -> None:
+    """Remove the locks that killed builds of DeepSpeed's ops left in ``TORCH_EXTENSIONS_DIR``.
+
+    torch waits for such a lock without end and without a word. To be called on each node before
+    DeepSpeed is started; a build that may still be under way keeps its lock.
+    """
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    for lock in Path(folder).glob("*/lock") if folder else ():
+        with contextlib.suppress(OSError):
+            if time.time() - lock.stat().st_mtime > _BUILD_S:
+                lock.unlink()
+                logger.warning("removed %s, left by a build that was killed", lock)
 
 
 @contextlib.contextmanager

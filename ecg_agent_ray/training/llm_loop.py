@@ -21,6 +21,7 @@ from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.training.deepspeed_setup import clear_dead_builds
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
     restore_engine,
@@ -128,6 +129,7 @@ class LLMWorker:
         self.engine = self._start_engine()
         self.device = self.engine.device
         self.tokens_seen = 0
+        self.started = time.perf_counter()
         self.best = math.inf
         self.without_gain = 0
         self.validate_every = self._validation_cadence()
@@ -156,6 +158,7 @@ class LLMWorker:
 
         gpu = torch.cuda.is_available()
         torch.manual_seed(self.config.seed)
+        clear_dead_builds()
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
         kernels = choose_kernels(self.config, gpu=gpu)
         settings_of_engine = self.config.deepspeed(gpu=gpu, workers=self.world)
@@ -254,6 +257,8 @@ class LLMWorker:
             "tokens_per_second": tokens / seconds,
             "target_tokens": sum(pack.n_targets for pack in packs),
             "tokens_seen": self.tokens_seen,
+            # of this process: what lies between two steps (reports, checkpoints, validation) counts
+            "elapsed_seconds": time.perf_counter() - self.started,
         }
 
     def _flops_per_token(self) -> float | None:

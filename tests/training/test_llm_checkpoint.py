@@ -12,6 +12,7 @@ import pytest
 from ecg_agent_ray.agent.chat_format import EncodedDialogue
 from ecg_agent_ray.errors import CheckpointError
 from ecg_agent_ray.training.config import load_config
+from ecg_agent_ray.training.deepspeed_setup import deepspeed_environment
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
     restore_engine,
@@ -33,7 +34,8 @@ def train(
 ) -> None:
     """One worker: steps ``first`` to the end, a checkpoint on the way, losses in a file."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= deepspeed_environment(gpu=False)
     import deepspeed
     import torch
 

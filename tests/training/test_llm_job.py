@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
 from ecg_agent_ray.shipped import shipped
 from ecg_agent_ray.training.config import load_config
-from ecg_agent_ray.training.deepspeed_setup import check_compiler
+from ecg_agent_ray.training.deepspeed_setup import check_compiler, clear_dead_builds
 from ecg_agent_ray.training.llm import LLMResult, finetune_llm
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
@@ -109,6 +110,21 @@ def test_a_missing_compiler_is_said_in_one_line(
     monkeypatch.setattr("ecg_agent_ray.training.deepspeed_setup._path", lambda: str(tmp_path))
     with pytest.raises(MissingDependencyError, match=r"g\+\+ and ninja"):
         check_compiler()
+
+
+def test_a_killed_builds_lock_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, alive = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
+    for lock in (dead, alive):
+        lock.parent.mkdir()
+        lock.touch()
+    long_ago = time.time() - 3600
+    os.utime(dead, (long_ago, long_ago))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    clear_dead_builds()
+    assert not dead.exists()
+    assert alive.exists()
 
 
 @pytest.mark.slow
