@@ -33,7 +33,11 @@ from torch.distributed.checkpoint.state_dict import (
 from ecg_agent_ray.classifier.model import EncoderLayer
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.classifier_config import StrategyConfig
-from ecg_agent_ray.training.deepspeed_setup import check_compiler, safe_deepspeed_globals
+from ecg_agent_ray.training.deepspeed_setup import (
+    check_compiler,
+    clear_dead_builds,
+    safe_deepspeed_globals,
+)
 
 __all__ = ["SharedNetwork", "check_strategy", "report", "share"]
 
@@ -201,6 +205,7 @@ class _DeepSpeed(SharedNetwork):
 
         self.plain, self.world, self.micro_steps = network, world, micro_steps
         gpu = next(network.parameters()).device.type == "cuda"
+        clear_dead_builds()
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # data are dealt out by the loop
