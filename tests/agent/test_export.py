@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ecg_agent_ray.agent.chat_format import ChatFormat
 from ecg_agent_ray.agent.export import GGUF_TYPES, export_gguf, export_merged
 from ecg_agent_ray.agent.load import AgentManifest, read_manifest, write_manifest
 from ecg_agent_ray.cli import run
+from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import CheckpointError, InputError
+from ecg_agent_ray.pipelines.export_check import check_export
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS = 64, 128, 2, 4, 2
 WIDTHS = {
@@ -164,3 +167,41 @@ def test_what_cannot_be_exported_is_said(agent: Path, base: Path, tmp_path: Path
     export = ["models", "export", str(agent), "--output"]
     assert run([*export, str(tmp_path / "y"), "--format", "gguf-q4_k_m"]) == 2
     assert run([*export, str(agent), "--format", "merged"]) == 2
+
+
+def _dialogue(question: str) -> Dialogue:
+    output = {"heart_rate": "60.00", "pr_interval": "160", "qrs_duration": "90"}
+    turns = [
+        Turn.user(question),
+        Turn.call(Action.CALL_MEASUREMENT, "Asked for.", {**output, "qtc_interval": "410.00"}),
+        Turn.answer(Action.RESPONSE, "I have it.", "Your heart rate is 60 bpm."),
+    ]
+    return Dialogue(turns=turns, ecg_files=["a.hea"], metadata={"lead_configuration": "II"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged", "gguf-q8_0"])
+def test_an_export_is_held_against_its_agent(
+    agent: Path, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["What is my pulse?", "heart rate?", "How fast is my heart?"]
+    rows = write_dialogues(tmp_path / "d.jsonl", [_dialogue(text) for text in asked])
+    output = tmp_path / ("merged" if form == "merged" else "agent.gguf")
+    command = ["models", "export", str(agent), "--output", str(output), "--format", form]
+    assert run([*command, "--dialogues", str(rows), "--limit", "2", "--json"]) == 0
+    check = json.loads(capsys.readouterr().out)["check"]
+    record = output / "export_check.json" if form == "merged" else tmp_path / "agent.check.json"
+    assert json.loads(record.read_text()) == check
+    assert check["n_dialogues"] == 2
+    for model in (check["original"], check["export"]):
+        assert model["turns"] == 4
+        assert 0 <= model["next_action_accuracy"] <= 1
+        assert model["tokens_per_second"] > 0
+        # at least the weights are in memory
+        assert model["peak_memory_mib"] > model["file_mib"] > 0
+    # random weights do what they do; those that were only merged do the same
+    assert check["same_action"] == 1 or form != "merged"
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF, but no more")
+    with pytest.raises(CheckpointError, match="could not be loaded"):
+        check_export(agent, broken, dialogues=rows)
