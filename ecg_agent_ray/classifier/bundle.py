@@ -22,6 +22,7 @@ from ecg_agent_ray.classifier.labels import (
 )
 from ecg_agent_ray.classifier.preprocessing import PreparedInput, prepare
 from ecg_agent_ray.errors import CheckpointError, ConfigError, LeadError, ModelNotFoundError
+from ecg_agent_ray.plugins.fetch import fetched
 
 if TYPE_CHECKING:
     import torch
@@ -297,7 +298,8 @@ def build_network(architecture: str, config: Mapping[str, Any]) -> Any:
 def load_classifier(
     uri: str | Path = BUILTIN, *, labels: Sequence[str] | None = None, num_heads: int | None = None
 ) -> Classifier:
-    """A classifier from ``builtin:``, a classifier directory, or a fairseq-signals ``.pt`` file.
+    """A classifier from ``builtin:``, a classifier directory, or a fairseq-signals ``.pt`` file,
+    the latter two on a local disk or at a URL (``s3://…``).
 
     Parameters
     ----------
@@ -317,10 +319,10 @@ def load_classifier(
     """
     if str(uri) == BUILTIN:
         classifier = _load_directory(_builtin_directory(), BUILTIN)
-    elif Path(uri).is_dir():
-        classifier = _load_directory(Path(uri), str(uri))
-    elif Path(uri).is_file():
-        classifier = _load_fairseq(Path(uri), labels, num_heads)
+    elif (path := fetched(uri)).is_dir():
+        classifier = _load_directory(path, str(uri))
+    elif path.is_file():
+        classifier = _load_fairseq(path, str(uri), labels, num_heads)
     else:
         raise ModelNotFoundError(
             f"no classifier at {uri}",
@@ -365,17 +367,19 @@ def _load_directory(directory: Path, uri: str) -> Classifier:
         raise CheckpointError(f"{directory} is no usable classifier: {error}") from error
 
 
-def _load_fairseq(path: Path, labels: Sequence[str] | None, num_heads: int | None) -> Classifier:
+def _load_fairseq(
+    path: Path, uri: str, labels: Sequence[str] | None, num_heads: int | None
+) -> Classifier:
     from ecg_agent_ray.classifier.checkpoint import load_checkpoint
 
     network = load_checkpoint(path, num_heads=num_heads)
     count = network.config.num_labels
     if count == 0:
         raise CheckpointError(
-            f"{path} is a pre-training checkpoint: it has no labels yet",
+            f"{uri} is a pre-training checkpoint: it has no labels yet",
             hint="fine-tune it first (ecg-agent train classifier init=PATH)",
         )
     if labels is None:
         # a checkpoint does not name its labels; 71 outputs are PTB-XL's statements by convention
         labels = LABELS if count == len(LABELS) else [f"label_{index}" for index in range(count)]
-    return Classifier(network=network, labels=tuple(labels), assessed=tuple(labels), uri=str(path))
+    return Classifier(network=network, labels=tuple(labels), assessed=tuple(labels), uri=uri)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ecg_agent_ray.classifier.model import ECGTransformerClassifier, ECGTransformerConfig
 from ecg_agent_ray.errors import CheckpointError, ModelNotFoundError, UnsafeCheckpointError
+from ecg_agent_ray.plugins.fetch import fetched
 
 __all__ = [
     "NEW_NORM",
@@ -69,7 +70,7 @@ def _allowed_names(allowed: list[Any]) -> set[str]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's dict (``cfg``, ``model``, …), on the CPU.
+    """The checkpoint's dict (``cfg``, ``model``, …), on the CPU; ``path`` may be a URL.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     CheckpointError
         The file is damaged or of another kind.
     """
-    path = Path(path)
+    path = fetched(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no checkpoint file at {path}")
     allowed = _allowed_globals()
@@ -132,7 +133,7 @@ def load_checkpoint(path: str | Path, num_heads: int | None = None) -> ECGTransf
     Parameters
     ----------
     path
-        ``checkpoint_best.pt``, ``checkpoint_last.pt`` or the like.
+        ``checkpoint_best.pt``, ``checkpoint_last.pt`` or the like, or a URL such as ``s3://…``.
     num_heads
         Attention heads; default ``cfg.model.encoder_attention_heads``, else 12.
 

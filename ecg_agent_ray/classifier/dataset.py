@@ -35,6 +35,7 @@ from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.classifier.shards import MANIFEST, read_row
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.plugins.fetch import fetched, is_url
 
 __all__ = [
     "SOURCE_KINDS",
@@ -241,14 +242,10 @@ def _read_physionet(path: Path) -> list[LabelledRecord]:
 
 
 def _read_prepared(folder: str) -> list[LabelledRecord]:
-    import fsspec
-
-    if "://" not in folder:
+    if not is_url(folder):
         folder = str(Path(folder).resolve())
-    tables = {}
-    for name in (MANIFEST, "classes.csv"):
-        with fsspec.open(f"{folder}/{name}", "r", encoding="utf-8", newline="") as handle:
-            tables[name] = list(csv.DictReader(handle))
+    folder = folder.rstrip("/")
+    tables = {name: _rows(fetched(f"{folder}/{name}")) for name in (MANIFEST, "classes.csv")}
     assessed = frozenset(row["code"] for row in tables["classes.csv"])
     records = [
         LabelledRecord(

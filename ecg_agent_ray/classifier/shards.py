@@ -15,7 +15,8 @@ import numpy as np
 
 from ecg_agent_ray.classifier.preprocessing import SAMPLING_RATE, STANDARD_LEADS
 from ecg_agent_ray.ecg import Recording
-from ecg_agent_ray.errors import CorruptRecordingError
+from ecg_agent_ray.errors import CorruptRecordingError, InputError
+from ecg_agent_ray.plugins.fetch import fetched
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +52,8 @@ def shard_schema() -> pa.Schema:
 
 
 def read_row(shard: str, row: int, record_id: str) -> Recording:
-    """Recording of a row; ``shard`` is a path or any URL that fsspec opens.
+    """Recording of a row; ``shard`` is a path, or a URL, of which a copy is kept on this machine
+    (:mod:`ecg_agent_ray.plugins.fetch`).
 
     Raises
     ------
@@ -62,7 +64,7 @@ def read_row(shard: str, row: int, record_id: str) -> Recording:
         table = _opened(shard).read_row_group(row, columns=["signal"], use_threads=False)
         values = table["signal"].chunk(0).values.to_numpy()
         signal = values.reshape(len(STANDARD_LEADS), -1)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (InputError, OSError, ValueError, IndexError, KeyError) as error:
         raise CorruptRecordingError(f"{shard} has no recording in row {row}: {error}") from error
     return Recording(
         signal=np.asarray(signal, dtype=np.float32),
@@ -77,8 +79,5 @@ def read_row(shard: str, row: int, record_id: str) -> Recording:
 def _opened(shard: str) -> Any:
     import pyarrow.parquet as pq
 
-    if "://" not in shard:
-        return pq.ParquetFile(shard, memory_map=True)
-    import fsspec
-
-    return pq.ParquetFile(fsspec.open(shard, "rb").open())
+    # rows are read in any order, and again in each epoch: whole shards are copied once
+    return pq.ParquetFile(fetched(shard), memory_map=True)

@@ -2,6 +2,6 @@
 
 Import the modules themselves, so that one that needs Ray costs nothing to who needs MLflow only:
 ``tracking`` (one run per job), ``train_callback`` (Ray Train reports into a run), ``spool``
-(outages), ``run_context`` (tags of Ray and Kubernetes), ``local_cluster`` (a local Ray,
-authenticated).
+(outages), ``fetch`` (local copies of URLs), ``run_context`` (tags of Ray and Kubernetes),
+``local_cluster`` (a local Ray, authenticated).
 """

@@ -3,6 +3,7 @@
 models:/ecg-agent@champion    a version by alias       models:/ecg-agent/3    by number
 builtin:                      the one shipped with the package
 /path/to/directory            taken as it is
+s3://bucket/directory         downloaded once, any URL that fsspec opens
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ecg_agent_ray.errors import InputError, ModelNotFoundError
+from ecg_agent_ray.plugins.fetch import fetched
 from ecg_agent_ray.registry.store import KINDS, find_version, kind_of, registry_client
 from ecg_agent_ray.settings import load_settings
 
@@ -41,7 +43,7 @@ def resolve(uri: str, *, kind: str | None = None) -> Path:
         return _shipped(uri.removeprefix("builtin:") or kind)
     if uri.startswith("models:"):
         return _registered(uri, kind)
-    path = Path(uri).expanduser()
+    path = fetched(uri).expanduser()
     if not path.exists():
         raise ModelNotFoundError(
             f"no model at {path}", hint="give a directory, builtin: or models:/NAME@ALIAS"

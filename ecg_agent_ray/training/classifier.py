@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.classifier.bundle import Classifier, build_network, load_classifier
+from ecg_agent_ray.classifier.bundle import BUILTIN, Classifier, build_network, load_classifier
 from ecg_agent_ray.classifier.calibration import calibrate, choose_thresholds
 from ecg_agent_ray.classifier.dataset import LabelledRecord, read_source
 from ecg_agent_ray.errors import ConfigError, TrainingError
 from ecg_agent_ray.evaluation.classifier_plots import plot_classifier
+from ecg_agent_ray.plugins.fetch import fetched
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig, DataSource
 from ecg_agent_ray.training.classifier_loop import Progress, Split, train_loop
 from ecg_agent_ray.training.classifier_report import (
@@ -232,8 +233,8 @@ def _load_base(config: ClassifierFinetuneConfig) -> Classifier:
 
     assert config.init is not None
     codes = config.label_codes
-    if Path(config.init).is_file():
-        network = load_checkpoint(config.init, num_heads=config.num_heads)
+    if config.init != BUILTIN and (path := fetched(config.init)).is_file():
+        network = load_checkpoint(path, num_heads=config.num_heads)
         if network.config.num_labels == 0:
             network.reset_head(len(codes))
             # nothing has been taught yet

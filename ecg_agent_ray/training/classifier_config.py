@@ -118,7 +118,7 @@ class ClassifierFinetuneConfig(StrategyConfig):
     init: str | None = Field(
         default="builtin:",
         description="Classifier to continue: builtin:, a folder, a fairseq-signals checkpoint "
-        "(fine-tuned or pre-trained). null builds `network` from scratch.",
+        "(fine-tuned or pre-trained), or their URL. null builds `network` from scratch.",
     )
     num_heads: int | None = Field(default=None, ge=1, description="Of a fairseq checkpoint.")
     network: NetworkConfig = Field(default_factory=NetworkConfig)

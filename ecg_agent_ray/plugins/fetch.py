@@ -1,0 +1,81 @@
+"""Files and folders at a URL, such as ``s3://bucket/checkpoint_best.pt``, as local copies.
+
+Whatever fsspec opens is taken. A copy is made once and lies under ``$ECG_AGENT_CACHE/remote``,
+named by the URL and the state of what is there (S3: the ETag), so that a changed object is fetched
+anew. Processes of one machine share copies; a copy is made beside its name and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
+from ecg_agent_ray.settings import load_settings
+
+__all__ = ["fetched", "is_url"]
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether it is for :func:`fetched` and no local path."""
+    return "://" in str(source)
+
+
+def fetched(source: str | Path) -> Path:
+    """Local path of a file or folder; what is local already is returned as it is.
+
+    Raises
+    ------
+    ModelNotFoundError
+        Nothing is at the URL.
+    MissingDependencyError
+        The URL's protocol needs a package (``s3://``: s3fs).
+    InputError
+        The protocol is unknown, or the store refused or did not answer.
+    """
+    if not is_url(source):
+        return Path(source)
+    url = str(source).rstrip("/")
+    files, root = _open(url)
+    try:
+        folder = files.isdir(root)
+        members = sorted(files.find(root)) if folder else [root]
+        state = [(member, files.ukey(member)) for member in members]
+        name = hashlib.sha256(repr((url, state)).encode()).hexdigest()[:24]
+        target = load_settings().cache_dir / "remote" / name / root.rsplit("/", 1)[-1]
+        if not target.exists():
+            _copy(files, root, target, recursive=folder)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"nothing is at {url}") from error
+    except Exception as error:  # each file system raises its own kinds
+        raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from error
+    return target
+
+
+def _open(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        files, root = url_to_fs(url)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{url}: {error}", hint="for s3:// pip install 'ecg-agent-ray[s3]'"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"cannot read {url}: {error}") from error
+    files.invalidate_cache()
+    return files, root.rstrip("/")
+
+
+def _copy(files: Any, root: str, target: Path, *, recursive: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as partial:
+        made = Path(partial) / target.name
+        files.get(f"{root}/" if recursive else root, str(made), recursive=recursive)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was quicker
+                raise
