@@ -101,6 +101,11 @@ def _show_measurement(result: Mapping[str, Any]) -> None:
     }
     title = f"{result['record_id']}, lead {result['lead']}, {result['n_beats']} beats"
     console.print(key_value_table(title, rows))
+    _show_notes(result)
+
+
+def _show_notes(result: Mapping[str, Any]) -> None:
+    """What was done to the recording, and what that means for the result."""
     for note in result["notes"]:
         console.print(f"  note: {note}", style="yellow")
 
@@ -167,6 +172,7 @@ def _show_classification(result: Mapping[str, Any]) -> None:
     console.print(table)
     if result["not_assessed"]:
         console.print(f"  not assessed by this model: {len(result['not_assessed'])} statements")
+    _show_notes(result)
 
 
 def explain(
@@ -189,6 +195,7 @@ def explain(
         emit(found)
     else:
         console.print(found["text"])
+        _show_notes(found)
 
 
 def plot(

@@ -85,6 +85,22 @@ def test_classify_prints_the_functions_result(capsys: pytest.CaptureFixture[str]
     assert run(["classify", str(SAMPLE), "--model", "/nowhere"]) == 2
 
 
+@pytest.mark.parametrize("verb", [("classify",), ("explain", "--label", "NORM")], ids=" ".join)
+def test_what_was_done_to_a_recording_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]
+) -> None:
+    """Three seconds of two leads give a result, and what that means for it."""
+    whole = ecg.read(SAMPLE)
+    file = tmp_path / "short.csv"
+    columns = enumerate(whole.signal[:2, :1500].T)
+    rows = [f"{index / 500:.3f},{one:.4f},{two:.4f}" for index, (one, two) in columns]
+    file.write_text("\n".join(["time,I,II", *rows]))
+    assert run([verb[0], str(file), *verb[1:]]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "only 3.0 s long" in out
+    assert "leads absent and fed as zero: V1" in out
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_plot_writes_what_its_name_says(tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"ecg.{suffix}"

@@ -117,7 +117,7 @@ def test_checkpoints_and_classifiers_are_loaded(bucket: Any, capsys: Any) -> Non
     assert run(["classify", file, "--model", f"{url}/classifier", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["labels"] == expected["labels"]
     assert run(["classify", file, "--model", f"{url}/absent.pt", "--json"]) == 2
-    assert f"nothing is at {url}/absent.pt" in capsys.readouterr().out
+    assert f"nothing is at {url}/absent.pt" in capsys.readouterr().err
     with pytest.raises(ModelNotFoundError):
         load_checkpoint(f"{url}/absent.pt")
 
