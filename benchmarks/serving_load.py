@@ -77,27 +77,35 @@ def overhead(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """Measurement over HTTP against the plain function, in turns, one in flight."""
     store = EcgStore(bench.store)
     ids = bench.ecgs(args.rounds)
-    plain, over_http = [], []
+    plain, over_http, hop, described = [], [], [], []
     with bench.client() as client:
         for ecg_id in ids[:10]:
             client.post(f"/v1/ecgs/{ecg_id}/measurement")
         for ecg_id in ids:
             recording = store.recording(ecg_id)
             assert recording is not None
-            started = time.perf_counter()
-            tools.measure(recording)
-            plain.append(1000 * (time.perf_counter() - started))
-            started = time.perf_counter()
-            client.post(f"/v1/ecgs/{ecg_id}/measurement").raise_for_status()
-            over_http.append(1000 * (time.perf_counter() - started))
+            plain.append(_ms(lambda r=recording: tools.measure(r)))
+            path = f"/v1/ecgs/{ecg_id}"
+            over_http.append(_ms(lambda p=path: client.post(f"{p}/measurement").raise_for_status()))
+            # what the way alone costs: to the ingress and back, and with token, audit, description
+            hop.append(_ms(lambda: client.get("/healthz").raise_for_status()))
+            described.append(_ms(lambda p=path: client.get(p).raise_for_status()))
     differences = [b - a for a, b in zip(plain, over_http, strict=True)]
     return {
         "requests": len(ids),
         "function_p50_ms": round(statistics.median(plain), 2),
         "http_p50_ms": round(statistics.median(over_http), 2),
+        "healthz_p50_ms": round(statistics.median(hop), 2),
+        "description_p50_ms": round(statistics.median(described), 2),
         "overhead_p50_ms": round(statistics.median(differences), 2),
         "overhead_p10_ms": round(statistics.quantiles(differences, n=10)[0], 2),
     }
+
+
+def _ms(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
 
 
 @dataclass
