@@ -1,7 +1,8 @@
 """Generation by an OpenAI-compatible endpoint: vLLM, SGLang, Ray Serve LLM, llama.cpp's server.
 
 Covers: streamed chat completions, a stop where a tool's output would begin, the grammar for servers
-that take vLLM's ``structured_outputs``. Without a grammar the model may write anything; the loop
+that take vLLM's ``structured_outputs``; over HTTP here, over another transport where a subclass of
+:class:`ChatCompletionsEngine` has one. Without a grammar the model may write anything; the loop
 reads what it can and says so where it cannot.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,50 +22,35 @@ from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
 from ecg_agent_ray.agent.grammar import message_grammar
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
-__all__ = ["OpenAIEngine"]
+__all__ = ["ChatCompletionsEngine", "OpenAIEngine"]
+
+Grammar = Literal["none", "vllm"]
 
 
-class OpenAIEngine:
-    """An :class:`~ecg_agent_ray.agent.engine.Engine` over HTTP. Thread-safe.
+class ChatCompletionsEngine(ABC):
+    """An :class:`~ecg_agent_ray.agent.engine.Engine` that asks for streamed chat completions.
 
     Parameters
     ----------
-    base_url
-        Up to and with the version, for example ``http://localhost:8000/v1``.
+    name
+        Which weights these are, for logs and events.
     model
         Name that the endpoint knows.
-    api_key
-        Bearer token; None takes ``OPENAI_API_KEY``, and sends none without it.
     grammar
         ``"vllm"`` sends the grammar in ``structured_outputs`` and continues a begun message with
-        ``continue_final_message``; ``"none"`` (default) sends neither, since an endpoint refuses
-        fields it does not know. Then a constrained second try is not possible, and what fails the
-        number check is dropped at once.
-    timeout_s
-        Longest silence of the endpoint in seconds.
+        ``continue_final_message``; ``"none"`` sends neither, since an endpoint refuses fields it
+        does not know. Then a constrained second try is not possible, and what fails the number
+        check is dropped at once.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        grammar: Literal["none", "vllm"] = "none",
-        timeout_s: float = 60.0,
-    ) -> None:
-        if not base_url.startswith(("http://", "https://")) or not model:
-            raise ConfigError(
-                f"an endpoint is a http(s) URL and a model's name, not {base_url!r} and {model!r}",
-                hint="write openai:http://localhost:8000/v1#MODEL",
-            )
-        self.name = f"{base_url}#{model}"
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
+    def __init__(self, name: str, model: str, *, grammar: Grammar = "none") -> None:
+        self.name = name
         self._model = model
         self._grammar = grammar
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(timeout=timeout_s, headers=headers)
+
+    @abstractmethod
+    def chunks(self, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Ask, and give the chunks of the stream; raises :class:`ServiceError` where it fails."""
 
     def fits(self, messages: Sequence[Message], request: GenerationRequest) -> bool:
         """True: the endpoint knows its context, and refuses what is too long."""
@@ -104,18 +91,8 @@ class OpenAIEngine:
     def _stream(self, body: dict[str, Any], generation: Generation) -> Iterator[str]:
         started = time.perf_counter()
         try:
-            with self._client.stream("POST", self._url, json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise ServiceError(
-                        f"{self._url} answered {response.status_code}: {response.text[:300]}"
-                    )
-                for line in response.iter_lines():
-                    data = line.removeprefix("data:").strip()
-                    if line.startswith("data:") and data != "[DONE]":
-                        yield from self._read(json.loads(data), generation)
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
-            raise ServiceError(f"{self._url} did not answer: {error}") from error
+            for chunk in self.chunks(body):
+                yield from self._read(chunk, generation)
         finally:
             generation.usage.decode_s = time.perf_counter() - started
 
@@ -132,3 +109,54 @@ class OpenAIEngine:
                 yield text
             if reason := choice.get("finish_reason"):
                 generation.finish_reason = "length" if reason == "length" else "stop"
+
+
+class OpenAIEngine(ChatCompletionsEngine):
+    """A :class:`ChatCompletionsEngine` over HTTP. Thread-safe.
+
+    Parameters
+    ----------
+    base_url
+        Up to and with the version, for example ``http://localhost:8000/v1``.
+    model, grammar
+        See :class:`ChatCompletionsEngine`.
+    api_key
+        Bearer token; None takes ``OPENAI_API_KEY``, and sends none without it.
+    timeout_s
+        Longest silence of the endpoint in seconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        grammar: Grammar = "none",
+        timeout_s: float = 60.0,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")) or not model:
+            raise ConfigError(
+                f"an endpoint is a http(s) URL and a model's name, not {base_url!r} and {model!r}",
+                hint="write openai:http://localhost:8000/v1#MODEL",
+            )
+        super().__init__(f"{base_url}#{model}", model, grammar=grammar)
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(timeout=timeout_s, headers=headers)
+
+    def chunks(self, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        try:
+            with self._client.stream("POST", self._url, json=body) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise ServiceError(
+                        f"{self._url} answered {response.status_code}: {response.text[:300]}"
+                    )
+                for line in response.iter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if line.startswith("data:") and data != "[DONE]":
+                        yield json.loads(data)
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise ServiceError(f"{self._url} did not answer: {error}") from error

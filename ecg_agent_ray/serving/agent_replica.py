@@ -38,30 +38,52 @@ class AgentReplica:
         config: ServiceConfig,
         measurement: DeploymentHandle,
         classification: DeploymentHandle,
+        llm: DeploymentHandle | None = None,
     ) -> None:
         configure_replica_logs()
         configure_tracing(config, "agent")
         self._config = config
         self._measurement = measurement
         self._classification = classification
+        self._llm = llm
         self._threads = ThreadPoolExecutor(
             config.deployments.agent.max_ongoing_requests, thread_name_prefix="turn"
         )
         import torch
 
         torch.set_num_threads(config.deployments.agent.threads)
-        self._models: ModelSet[Any] = ModelSet("agent", config.agent, self._load, config.models)
+        # in a thread: a trial that asks another deployment may not wait within an event loop
+        self._models: ModelSet[Any] = self._threads.submit(
+            lambda: ModelSet("agent", config.agent, self._load, config.models)
+        ).result()
 
     def _load(self, chosen: ChosenModel, leads: str) -> tuple[Any, dict[str, Any]]:
         from ecg_agent_ray.agent import load_agent
 
-        agent = load_agent(chosen.fetch("agent"))
+        source = chosen.fetch("agent")
+        if self._llm is None or source.startswith("openai:"):
+            agent = load_agent(source)
+        else:
+            agent = self._served_by_llm(self._llm, chosen, source)
         if not chosen.version.startswith("openai:"):
             _try_agent(agent)
         return _Variants(agent), {
             "lead_configuration": agent.lead_configuration,
             "engine": agent.engine.name,
         }
+
+    def _served_by_llm(self, llm: DeploymentHandle, chosen: ChosenModel, folder: str) -> Any:
+        from ecg_agent_ray.agent import Agent
+        from ecg_agent_ray.agent.load import read_manifest
+        from ecg_agent_ray.serving.llm import adapter_engine
+
+        manifest = read_manifest(folder)
+        return Agent(
+            adapter_engine(llm, self._config, chosen.version, folder),
+            manifest.lead_configuration,
+            classifier=manifest.classifier,
+            name=chosen.version,
+        )
 
     def status(self) -> dict[str, Any]:
         status = self._models.status()

@@ -31,6 +31,7 @@ __all__ = [
     "DeploymentConfig",
     "DeploymentsConfig",
     "LimitsConfig",
+    "LlmConfig",
     "ModelsConfig",
     "ServiceConfig",
     "TimeoutsConfig",
@@ -146,6 +147,11 @@ class DeploymentsConfig(_Model):
         default=DeploymentConfig(max_ongoing_requests=16, max_queued_requests=16),
         description="The language model and the turn loop; calls the tools through their handles.",
     )
+    llm: DeploymentConfig = Field(
+        default=DeploymentConfig(num_cpus=1, max_ongoing_requests=64),
+        description="vLLM; exists only where the service's `llm` is given. GPUs are those of "
+        "`tensor_parallel_size` and `accelerator_type`, not `num_gpus`.",
+    )
 
 
 class LimitsConfig(_Model):
@@ -204,6 +210,32 @@ class ModelsConfig(_Model):
     )
 
 
+class LlmConfig(_Model):
+    """Ray Serve LLM (vLLM) as the agent's language model, in deployments of its own."""
+
+    model: str = Field(
+        description="Base weights: a hub name, a folder on every node, a remote folder (s3://…) or "
+        "`package:…`. The agents that the service follows must be adapters of exactly these, or be "
+        "these.",
+    )
+    max_adapters: PositiveInt = Field(
+        default=4, description="LoRA adapters that one replica holds; the least used makes room."
+    )
+    max_lora_rank: PositiveInt = Field(default=64, description="Largest rank of an adapter.")
+    max_model_len: PositiveInt = Field(
+        default=8192, description="Tokens of prompt and answer together."
+    )
+    accelerator_type: str | None = Field(
+        default=None, description="GPU by Ray's name for it (A10G, L4, H100); null takes any."
+    )
+    cpu: bool = Field(default=False, description="Run on CPUs, with a CPU build of vLLM.")
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM's own arguments, such as tensor_parallel_size or "
+        "gpu_memory_utilization. They win over those above.",
+    )
+
+
 class TracesConfig(_Model):
     """OpenTelemetry traces; they name no ECG and hold no word of a dialogue."""
 
@@ -235,6 +267,11 @@ class ServiceConfig(_Model):
         default="auto",
         description="URI of the classifier; `auto` is models:/ecg-classifier@champion where one is "
         "registered and else builtin:, and says which.",
+    )
+    llm: LlmConfig | None = Field(
+        default=None,
+        description="Ray Serve LLM for the agent's weights; null runs them with transformers in "
+        "the agent's own replicas.",
     )
     store: str | None = Field(
         default=None,
@@ -285,9 +322,11 @@ class ServiceConfig(_Model):
         )
 
     def environment(self) -> dict[str, str]:
-        """Variables a replica needs to find the same registry and caches as the builder."""
+        """Variables of the replicas: the builder's registry and caches, and how they call others."""
         settings = load_settings()
         return {
+            # not through the object store, which small answers do not need
+            "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
             "ECG_AGENT_HOME": str(settings.home.resolve()),
             "ECG_AGENT_CACHE": str(settings.cache_dir),
             "MLFLOW_TRACKING_URI": self.tracking_uri or settings.mlflow_uri,

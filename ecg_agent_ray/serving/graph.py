@@ -3,10 +3,12 @@
         HTTP ─> ingress ─┬─> measurement      (uploads, measuring, plots)
                          ├─> classification   (classifier, explanations)
                          └─> agent ─┬─> measurement
-                                    └─> classification
+                                    ├─> classification
+                                    └─> llm      (vLLM, where the configuration has `llm`)
 
 A hop costs some milliseconds, so there are as few as there can be: one for a tool, two for a tool
-within a dialogue. The ingress reads descriptions from the ECG store itself.
+within a dialogue. The ingress reads descriptions from the ECG store itself, and without `llm` the
+agent's replicas run the language model themselves.
 """
 
 # no `from __future__ import annotations`: Serve looks at the builder's annotation as a class
@@ -68,7 +70,9 @@ def build_app(config: ServiceConfig) -> Application:
     """The application of ``config``, to be given to ``serve.run`` or deployed from YAML.
 
     Raises:
-        ConfigError: it would be open to the network without tokens.
+        ConfigError: it would be open to the network without tokens, or Ray Serve LLM refuses
+            ``llm``.
+        MissingDependencyError: ``llm`` is given, and vLLM is not installed.
     """
     config.check_exposure()
     config = config.resolved()
@@ -81,12 +85,20 @@ def build_app(config: ServiceConfig) -> Application:
         ClassificationReplica, "classification", sizes.classification, environment
     ).bind(config)
     agent = _deployment(AgentReplica, "agent", sizes.agent, environment).bind(
-        config, measurement, classification
+        config, measurement, classification, _llm(config)
     )
     # the app refuses what is too much, in its own words, before Serve does
     return _deployment(Ingress, "ingress", sizes.ingress, environment, room=4).bind(
         config, measurement, classification, agent
     )
+
+
+def _llm(config: ServiceConfig) -> Application | None:
+    if config.llm is None:
+        return None
+    from ecg_agent_ray.serving.llm import build_llm
+
+    return build_llm(config)
 
 
 def _deployment(

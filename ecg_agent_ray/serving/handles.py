@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import grpc
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -24,9 +25,11 @@ from ecg_agent_ray.serving.config import TimeoutsConfig
 from ecg_agent_ray.serving.store import EcgMeta
 from ecg_agent_ray.serving.tracing import carrier, span
 
-__all__ = ["HandleBackend", "HandleToolbox"]
+__all__ = ["CALL_FAILURES", "HandleBackend", "HandleToolbox", "as_service_error"]
 
 _T = TypeVar("_T")
+CALL_FAILURES = (RayError, RayServeException, grpc.RpcError, TimeoutError, EcgAgentError)
+"""What a call of another deployment fails with, over either of Serve's transports."""
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +107,7 @@ class HandleBackend:
                     event = await asyncio.wait_for(anext(stream), max(left, 0.001))
                 except StopAsyncIteration:
                     return
-                except (RayError, RayServeException, TimeoutError, EcgAgentError) as error:
+                except CALL_FAILURES as error:
                     raise as_service_error(error, "agent") from error
                 yield event
         finally:
@@ -135,7 +138,7 @@ class HandleBackend:
     async def _ask(self, part: str, call: Awaitable[_T], timeout_s: float) -> _T:
         try:
             return await asyncio.wait_for(_awaited(call), timeout_s)
-        except (RayError, RayServeException, TimeoutError, EcgAgentError) as error:
+        except CALL_FAILURES as error:
             raise as_service_error(error, part) from error
 
 
@@ -230,6 +233,6 @@ class HandleToolbox:
                     # its replica died; tools change nothing, so another one may be asked
                     call = method.remote(self._ecg_id, options, carrier())
                     answer = call.result(timeout_s=self._timeout_s)
-        except (RayError, RayServeException, TimeoutError, EcgAgentError) as error:
+        except CALL_FAILURES as error:
             raise as_service_error(error, f"the {tool} tool") from error
         return answer

@@ -20,6 +20,13 @@ __all__ = ["running_service"]
 
 APPLICATION = "ecg-agent"
 _log = logging.getLogger(__name__)
+_RAY = {
+    # a dead proxy is replaced after three missed checks; Serve's own period is 10 s
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
+    # Ray's own 15 lets everything else on the machine go before somebody who waits for an answer
+    "RAY_worker_niceness": "0",
+}
+"""What Ray reads where it starts, unless the user set it. `kube/` sets the same."""
 
 
 @contextlib.contextmanager
@@ -63,8 +70,8 @@ def _local_ray(config: ServiceConfig) -> Iterator[bool]:
     import ray
 
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    # a dead proxy is replaced after three missed checks; Serve's own period is 10 s
-    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+    for name, value in _RAY.items():
+        os.environ.setdefault(name, value)
     before = signal.getsignal(signal.SIGTERM)
     with local_ray(num_cpus=_cpus(config)):
         if threading.current_thread() is threading.main_thread():
@@ -128,6 +135,7 @@ def _cpus(config: ServiceConfig) -> int:
         config.deployments.measurement,
         config.deployments.classification,
         config.deployments.agent,
+        *([config.deployments.llm] if config.llm else []),
     )
     wanted = sum(
         part.num_cpus * (part.autoscaling.max_replicas if part.autoscaling else part.num_replicas)

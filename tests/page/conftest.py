@@ -5,17 +5,20 @@ Debian's `chromium` is looked for, or what CHROMIUM names; without it these test
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from ecg_agent_ray import ecg
@@ -31,10 +34,33 @@ class Served:
 
     url: str
     token: str
+    pid: int
 
     def client(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+    @contextlib.contextmanager
+    def without(self, part: str) -> Iterator[None]:
+        """Kill the part's replicas while the block runs, again and again as they are replaced."""
+        over = threading.Event()
+        name = f"ray::ServeReplica:ecg-agent:{part}"
+
+        def kill() -> None:
+            while not over.wait(0.2):
+                for process in psutil.Process(self.pid).children(recursive=True):
+                    # Ray names a worker after the actor that it runs
+                    with contextlib.suppress(psutil.Error):
+                        if process.name().startswith(name):
+                            process.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            yield
+        finally:
+            over.set()
+            killer.join()
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +85,8 @@ def chromium(program: str) -> Iterator[Any]:
         browser.close()
 
 
-# a module at a time, too: its Ray and its models would share the machine with all tests that follow
-@pytest.fixture(scope="module")
+# once for this folder, whose end it does not outlive: it would share the machine with other tests
+@pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("served")
     token = TokenFile(home / "tokens").create("reader", ["read", "chat"])
@@ -75,7 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, program: str) -> Iterator[S
         command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
         try:
-            yield Served(_url_of(process), token)
+            yield Served(_url_of(process), token, process.pid)
         finally:
             process.terminate()
             process.wait(60)

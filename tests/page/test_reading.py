@@ -234,6 +234,38 @@ def test_zoom_pan_and_fit(tab: Any) -> None:
     assert page.locator("#canvas").screenshot() == before
 
 
+def test_two_fingers_zoom_about_their_middle(new_tab: Callable[..., Any]) -> None:
+    tab = new_tab(viewport={"width": 375, "height": 740}, has_touch=True, device_scale_factor=2)
+    page = tab.page
+    tab.open_sample()
+    box = page.locator("#paper").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    hand = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *apart: float) -> None:
+        points = [{"x": x + dx, "y": y, "id": number} for number, dx in enumerate(apart)]
+        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def zoom() -> int:
+        return int(re.search(r"(\d+) %", page.locator("#toolbar").inner_text())[1])
+
+    def pinch(before: float, after: float) -> None:
+        touch("touchStart", -before)
+        touch("touchStart", -before, before)
+        for step in (0.25, 0.5, 0.75, 1):
+            now = before + (after - before) * step
+            touch("touchMove", -now, now)
+        touch("touchEnd")
+
+    before = zoom()
+    pinch(40, 80)
+    assert zoom() == pytest.approx(2 * before, rel=0.03)
+    assert page.evaluate("window.visualViewport.scale") == 1
+    assert tab.pixels("ink") > 500
+    pinch(80, 40)
+    assert zoom() == pytest.approx(before, rel=0.03)
+
+
 def test_leads_layout_and_scale(tab: Any) -> None:
     page = tab.page
     tab.open_sample()

@@ -10,6 +10,7 @@ import pytest
 
 PROBLEM = "application/problem+json"
 FAILED = "Failed to load resource"
+TURN_MS = 400_000
 
 
 def refuse(route: Any, status: int, detail: str, **headers: str) -> None:
@@ -46,6 +47,24 @@ def test_a_missing_classifier_leaves_the_rest(new_tab: Callable[..., Any]) -> No
     page.unroute("**/classification")
     page.locator("#findings").get_by_role("button", name="Try again").click()
     page.wait_for_selector("#findings .findings li")
+
+
+def test_a_killed_classifier_is_said_and_comes_back(
+    new_tab: Callable[..., Any], served: Any
+) -> None:
+    page = (tab := new_tab(expected=FAILED)).page
+    page.wait_for_selector(".sample")
+    with served.without("classification"):
+        page.get_by_text("Without classification and explanation").wait_for(timeout=TURN_MS)
+        page.click("[data-record='00003_hr']")
+        page.wait_for_selector(".value[data-key=heart_rate_bpm]")
+        assert tab.pixels("ink") > 2000
+        page.locator("#findings").get_by_text("No findings.").wait_for(timeout=TURN_MS)
+        page.locator("#status summary").click()
+        page.locator("#status-parts .warn", has_text="Classification and explanation").wait_for()
+    # the page sees by itself that the part is back
+    page.wait_for_selector("#findings .findings li", timeout=TURN_MS)
+    page.get_by_text("Ready", exact=True).wait_for()
 
 
 def test_a_signal_that_does_not_load_can_be_tried_again(new_tab: Callable[..., Any]) -> None:
