@@ -159,7 +159,7 @@ def test_outage_is_spooled_and_sent_later(
     spool.status("FAILED")
     assert spool.send() is False
     assert spool.flush(timeout_s=0.5) is False
-    with mlflow_server(closed_port, store):
+    with mlflow_server(store, closed_port):
         assert resend(tmp_path / "spool") == {run.run_id: True}
     assert history(run.run_id, "loss") == [(step, float(step)) for step in range(5)]
     assert mlflow.get_run(run.run_id).info.status == "FAILED"

@@ -143,7 +143,7 @@ def test_mlflow_stopped_within_a_job_loses_nothing(
     store: str,
     tmp_path: Path,
     closed_port: int,
-    mlflow_server: Callable[[int, str], AbstractContextManager[None]],
+    mlflow_server: Callable[..., AbstractContextManager[str]],
 ) -> None:
     """A real server on its port, stopped for a minute of a running job: 60 steps of a second."""
     from ray.train import RunConfig, ScalingConfig
@@ -165,11 +165,11 @@ def test_mlflow_stopped_within_a_job_loses_nothing(
         away = time.monotonic()
         wait_for(68)
         print(f"MLflow was away for {time.monotonic() - away:.0f} s")
-        with mlflow_server(port, store):
+        with mlflow_server(store, port):
             finished.wait(400)
 
     stopped, finished = threading.Event(), threading.Event()
-    first = mlflow_server(port, store)
+    first = mlflow_server(store, port)
     with contextlib.ExitStack() as stack:
         outage = threading.Thread(target=switch)
         outage.start()
