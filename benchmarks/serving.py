@@ -5,11 +5,12 @@
     python benchmarks/serving.py fuzz --requests 10000 --output fuzz.json
 
 Parts: `overhead` of HTTP over the plain function, a `crowd` of clients against a few, `kill` of
-each kind of replica and of the proxy, `owners` of many ECGs, `alias`: the champion changes while
-measurements come at a steady rate and dialogues go on, `fuzz` over the OpenAPI document and over
-damaged files. HAProxy stands in front unless `--no-haproxy`. Every part is bounded in requests
-and time; nothing but 127.0.0.1 is asked. The exit code is 1 where a part saw what must not be: a
-500, a wrong answer, a cross-owner read. Times are reported, not judged: they are this machine's.
+each kind of replica and of the proxy (`kill-chat` while dialogues go on), `owners` of many ECGs,
+`alias`: the champion changes while measurements come at a steady rate and dialogues go on, `fuzz`
+over the OpenAPI document and over damaged files. HAProxy stands in front unless `--no-haproxy`.
+Every part is bounded in requests and time; nothing but 127.0.0.1 is asked. The exit code is 1 where
+a part saw what must not be: a 500, a wrong answer, a cross-owner read. Times are reported, not
+judged: they are this machine's.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from typing import Any, TextIO
 
 from serving_alias import alias, registry
 from serving_fuzz import fuzz
-from serving_load import KINDS, Bench, crowd, kill, overhead, owners
+from serving_load import KINDS, Bench, crowd, kill, kill_chat, overhead, owners
 
 PARTS: dict[str, Callable[[Bench, argparse.Namespace], dict[str, Any]]] = {
     "overhead": overhead,
     "crowd": crowd,
     "kill": kill,
+    "kill-chat": kill_chat,
     "owners": owners,
     "alias": alias,
     "fuzz": fuzz,
@@ -96,7 +98,7 @@ def _arguments() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _service(args: argparse.Namespace, *, followed: bool) -> Iterator[Bench]:
-    """Two replicas of every kind but the agent, tokens on, a store of its own.
+    """Two replicas of every kind, tokens on, a store of its own.
 
     ``followed``: with a registry whose champion classifier is looked up every two seconds.
     """
@@ -139,7 +141,7 @@ def _service(args: argparse.Namespace, *, followed: bool) -> Iterator[Bench]:
                 ingress=pair.model_copy(update={"max_ongoing_requests": 256}),
                 measurement=pair,
                 classification=pair,
-                agent=DeploymentConfig(num_cpus=0.1, max_queued_requests=16),
+                agent=pair.model_copy(update={"max_queued_requests": 16}),
             ),
         )
         with contextlib.ExitStack() as stack:
