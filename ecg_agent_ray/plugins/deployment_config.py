@@ -43,6 +43,17 @@ class DeploymentConfig(StrictConfig):
         description="model: install the model's own pip requirements for its replicas.",
     )
     runtime_env: JsonObject = Field(default_factory=dict, description="Ray's, JSON.")
+    builder: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function that builds the whole application, replicas and resources "
+        "included. It takes `args` and one key more, `deployed_as` (an object), which its ingress "
+        "gives back from a method `about`.",
+    )
+    args: JsonObject = Field(
+        default_factory=dict,
+        description="Of the builder, JSON; {model_uri} in its texts is the model's URI.",
+    )
     route_prefix: str | None = Field(
         default=None, pattern="^/", description="Left out: /NAME, or none within an endpoint."
     )
@@ -58,6 +69,8 @@ class DeploymentConfig(StrictConfig):
     def _both_bounds(self) -> Self:
         if (self.min_replicas is None) != (self.max_replicas is None):
             raise ValueError("min_replicas and max_replicas belong together")
+        if self.args and self.builder is None:
+            raise ValueError("args belong to a builder")
         return self
 
     def serve_options(self, pip: list[str] | None) -> dict[str, Any]:

@@ -1,8 +1,15 @@
-"""MLflow's deployment target "ray-serve": models as Ray Serve applications.
+r"""MLflow's deployment target "ray-serve": models as Ray Serve applications.
 
     mlflow deployments create -t ray-serve --name cardio -m models:/m@champion -C num_cpus=2
     curl http://127.0.0.1:8000/cardio/invocations -d '{"inputs": …}' -H 'content-type: …'
     mlflow deployments update -t ray-serve --name cardio -m models:/m/7
+
+A model with a service of its own is deployed by that service's builder, the same that Serve's YAML
+files name; `args` are its configuration:
+
+    mlflow deployments create -t ray-serve -n cardio -m models:/ecg-agent@champion \
+        -C builder=ecg_agent_ray.serving:build -C args='{"agent": "{model_uri}"}' \
+        -C route_prefix=/
 
 An alias is replaced by the version it names now. An update starts the new replicas, waits until
 they are healthy and only then drains the old ones; where they do not become healthy, the deployment
@@ -193,6 +200,13 @@ class RayServeClient(BaseDeploymentClient):
         if name is None:
             raise MlflowException("give a deployment or an endpoint", INVALID_PARAMETER_VALUE)
         self._existing(name, "deployment" if deployment_name else "endpoint")
+        about = self._apps.about(name)
+        if (about.get("config") or {}).get("builder"):
+            raise MlflowException(
+                f"{name} is an application of its own and is asked over HTTP, at "
+                f"{self._apps.url(about['route_prefix'])}",
+                INVALID_PARAMETER_VALUE,
+            )
         status, _, text = self._apps.call(name, "score", _payload(inputs).encode(), JSON_TYPE)
         if status >= 400:
             raise MlflowException(f"{name} answered {status}: {text}", INVALID_PARAMETER_VALUE)
@@ -250,7 +264,7 @@ class RayServeClient(BaseDeploymentClient):
     def _existing(self, name: str, kind: str) -> Any:
         app = {"deployment": "MLflowModel", "endpoint": "MLflowEndpoint"}[kind]
         status = self._apps.status(name)
-        if status is None or app not in status.deployments:
+        if status is None or not self._apps.is_a(app, name, status):
             raise MlflowException(f"no {kind} {name!r}", RESOURCE_DOES_NOT_EXIST)
         return status
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-from ecg_agent_ray.errors import EcgAgentError, ServiceError
+from pydantic import BaseModel
+
+from ecg_agent_ray.errors import ConfigError, EcgAgentError, ServiceError
 from ecg_agent_ray.plugins.deployment_config import DeploymentConfig
 from ecg_agent_ray.plugins.local_cluster import join_cluster
+from ecg_agent_ray.plugins.options import validated
 from ecg_agent_ray.plugins.pyfunc_app import MLflowEndpoint, MLflowModel
 
 __all__ = ["Applications", "DeployFailedError", "endpoint_app", "model_app"]
@@ -28,9 +33,35 @@ def model_app(about: Mapping[str, Any]) -> Any:
     """The application of a deployment, from what :mod:`deployments` keeps about it."""
     from ray import serve
 
-    options = DeploymentConfig.model_validate(about["config"]).serve_options(about["pip"])
+    config = DeploymentConfig.model_validate(about["config"])
+    if config.builder is not None:
+        return _built(config.builder, config.args, about)
+    options = config.serve_options(about["pip"])
     deployment: Any = serve.deployment(MLflowModel, name="MLflowModel", **options)
     return deployment.bind(dict(about), about["tracking_uri"])
+
+
+def _built(named: str, args: Mapping[str, Any], about: Mapping[str, Any]) -> Any:
+    """What the builder makes, as Serve itself would call it for a YAML file's `import_path`."""
+    module, _, name = named.partition(":")
+    try:
+        builder = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"no builder {named}: {error}") from error
+    filled = _with_model(args, about["model_uri"]) | {"deployed_as": dict(about)}
+    (parameter,) = inspect.signature(builder).parameters.values()
+    typed = parameter.annotation
+    if inspect.isclass(typed) and issubclass(typed, BaseModel):
+        return builder(validated(typed, filled, f"args of {named}"))
+    return builder(filled)
+
+
+def _with_model(value: Any, model_uri: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_model(inner, model_uri) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_model(inner, model_uri) for inner in value]
+    return value.replace("{model_uri}", model_uri) if isinstance(value, str) else value
 
 
 def endpoint_app(about: Mapping[str, Any]) -> Any:
@@ -85,9 +116,16 @@ class Applications:
         return self._serve().status().applications.get(name)
 
     def names(self, deployment: str) -> list[str]:
-        """Applications that have a deployment of this name."""
+        """Applications that are of this kind, ``MLflowModel`` or ``MLflowEndpoint``."""
         found = self._serve().status().applications
-        return sorted(name for name, app in found.items() if deployment in app.deployments)
+        return sorted(name for name, app in found.items() if self.is_a(deployment, name, app))
+
+    def is_a(self, deployment: str, name: str, status: Any) -> bool:
+        own = {"MLflowModel", "MLflowEndpoint"} & set(status.deployments)
+        if own or deployment != "MLflowModel":
+            return deployment in own
+        # made by a builder, or none of ours
+        return "model_uri" in self.about(name)
 
     def replicas(self, status: Any) -> dict[str, int]:
         """Numbers of replicas by their state."""
@@ -99,7 +137,10 @@ class Applications:
 
     def about(self, name: str) -> dict[str, Any]:
         """What the replicas say they are; empty where none answers."""
-        with contextlib.suppress(TimeoutError):
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):
             return dict(self.call(name, "about", timeout_s=60))
         return {}
 

@@ -304,6 +304,10 @@ class ServiceConfig(_Model):
     deployments: DeploymentsConfig = Field(
         default=DeploymentsConfig(), description="Resources of each deployment."
     )
+    deployed_as: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Left to MLflow's deployment target, which keeps here what it deployed.",
+    )
 
     def resolved(self) -> ServiceConfig:
         """With every null that means "from the environment" filled in, paths made absolute.
@@ -322,7 +326,7 @@ class ServiceConfig(_Model):
         )
 
     def environment(self) -> dict[str, str]:
-        """Variables of the replicas: the builder's registry and caches, and how they call others."""
+        """Variables of the replicas: the builder's registry and caches, how they call others."""
         settings = load_settings()
         return {
             # not through the object store, which small answers do not need

@@ -1,4 +1,5 @@
-"""The one builder of the Serve application, used by YAML, command line, tests and KubeRay alike.
+"""The one builder of the Serve application: for YAML files (KubeRay, `serve deploy`), the command
+line, MLflow's deployment target and tests alike.
 
         HTTP ─> ingress ─┬─> measurement      (uploads, measuring, plots)
                          ├─> classification   (classifier, explanations)
@@ -43,6 +44,10 @@ class Ingress:
             "classification": classification,
             "agent": agent,
         }
+
+    def about(self) -> dict[str, Any]:
+        """What MLflow's deployment target keeps about this service; empty where it did not."""
+        return self._config.deployed_as
 
     def __serve_build_asgi_app__(self) -> Any:
         from ecg_agent_ray.serving.access import Services
