@@ -26,6 +26,13 @@ from ecg_agent_ray.serving.tool_replicas import ClassificationReplica, Measureme
 
 __all__ = ["build", "build_app"]
 
+_ONE_LOOP = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Spares a call two changes of thread. For replicas whose code never holds the event loop: the
+ingress, and tools, whose methods Serve runs in threads. The agent waits for tools in its own."""
+
 
 @serve.ingress()
 class Ingress:
@@ -82,18 +89,19 @@ def build_app(config: ServiceConfig) -> Application:
     config.check_exposure()
     config = config.resolved()
     environment = config.environment()
+    on_one_loop = environment | _ONE_LOOP
     sizes = config.deployments
     measurement = _deployment(
-        MeasurementReplica, "measurement", sizes.measurement, environment
+        MeasurementReplica, "measurement", sizes.measurement, on_one_loop
     ).bind(config)
     classification = _deployment(
-        ClassificationReplica, "classification", sizes.classification, environment
+        ClassificationReplica, "classification", sizes.classification, on_one_loop
     ).bind(config)
     agent = _deployment(AgentReplica, "agent", sizes.agent, environment).bind(
         config, measurement, classification, _llm(config)
     )
     # the app refuses what is too much, in its own words, before Serve does
-    return _deployment(Ingress, "ingress", sizes.ingress, environment, room=4).bind(
+    return _deployment(Ingress, "ingress", sizes.ingress, on_one_loop, room=4).bind(
         config, measurement, classification, agent
     )
 

@@ -22,7 +22,7 @@ APPLICATION = "ecg-agent"
 _log = logging.getLogger(__name__)
 _RAY = {
     # a dead proxy is replaced after three missed checks; Serve's own period is 10 s
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.1",
     # Ray's own 15 lets everything else on the machine go before somebody who waits for an answer
     "RAY_worker_niceness": "0",
 }
