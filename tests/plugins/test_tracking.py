@@ -17,7 +17,7 @@ from ecg_agent_ray.errors import ConfigError, ServiceError
 from ecg_agent_ray.plugins.spool import RunSpool, resend
 from ecg_agent_ray.plugins.tracking import configure, data_digest, git_commit, tracked_run
 
-Server = Callable[[int, str], AbstractContextManager[None]]
+Server = Callable[..., AbstractContextManager[str]]
 
 
 def history(run_id: str, key: str) -> list[tuple[int, float]]:
