@@ -210,10 +210,10 @@ def test_evaluation_runs(
 ) -> None:
     run = run_project(
         "evaluation", backend, store, tmp_path / "home", dialogues=dialogues, ecg_dir=records,
-        limit=2, output=tmp_path / "evaluation",
+        limit=1, output=tmp_path / "evaluation",
     )  # fmt: skip
     metrics = mlflow.get_run(run).data.metrics
-    assert metrics["n_dialogues"] == 2
+    assert metrics["n_dialogues"] == 1
     assert 0 <= metrics["next_action_accuracy"] <= 1
     assert (tmp_path / "evaluation" / "metrics.json").is_file()
 
