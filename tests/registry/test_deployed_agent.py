@@ -55,7 +55,7 @@ def test_a_dialogue_through_a_deployment(deployments: Any, serve_port: int, tmp_
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps([{"input": messages, **about}]))
     deployments("predict", "--name", "cardio", "-I", str(asked), "-O", str(answered))
-    answer = json.loads(answered.read_text())
+    answer = json.loads(answered.read_text())["predictions"]
     assert [item["type"] for item in answer["output"]] == [
         "function_call",
         "function_call_output",
