@@ -65,8 +65,8 @@ def postgres() -> Iterator[int]:
         yield port
     finally:
         server.send_signal(signal.SIGINT)  # its fast shutdown: waits for no client
-        server.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
+        assert server.wait(60) == 0, "PostgreSQL was not shut down in order"
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
