@@ -309,14 +309,14 @@ def _timeout(about: Mapping[str, Any]) -> float:
 
 
 def _pinned(model_uri: str) -> str:
-    """``models:/NAME@ALIAS`` as ``models:/NAME/VERSION``, so that all replicas have the same."""
+    """An alias, a stage or ``latest`` as the version it is now, so that all replicas have it."""
     import mlflow
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-    name, at, alias = model_uri.removeprefix("models:/").partition("@")
-    if not model_uri.startswith("models:/") or not at:
+    if not model_uri.startswith("models:/") or model_uri.startswith("models://"):
         return model_uri
-    version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
-    return f"models:/{name}/{version}"
+    found = get_model_name_and_version(mlflow.MlflowClient(), model_uri)
+    return f"models:/{'/'.join(map(str, found))}"
 
 
 def _payload(inputs: Any) -> str:

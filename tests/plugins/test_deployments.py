@@ -201,6 +201,19 @@ def test_options_are_checked(client: Any, store: str, config: dict[str, Any], sa
         client.create_deployment("four", "models:/adder/1", config=config)
 
 
+def test_what_may_move_is_pinned(add: Callable[[int], str]) -> None:
+    add(1)
+    add(2)
+    mlflow.MlflowClient().set_registered_model_alias("adder", "champion", "1")
+    pinned = {
+        "models:/adder@champion": "models:/adder/1",
+        "models:/adder/latest": "models:/adder/2",
+        "models:/adder/1": "models:/adder/1",
+        "runs:/abc/adder": "runs:/abc/adder",
+    }
+    assert {uri: deployments._pinned(uri) for uri in pinned} == pinned
+
+
 def test_help_names_every_option() -> None:
     text = target_help()
     assert "max_replicas" in text
