@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Measure speed, as ratios taken in one run.", no_args_is_help=True)
     group.command("measurement")(measurement)
     group.command("agent")(agent)
+    group.command("training")(training)
     app.add_typer(group, name="bench")
 
 
@@ -90,6 +91,34 @@ def agent(
     _finish(result, output, as_json, _agent_table)
 
 
+def training(
+    ptbxl: Annotated[
+        Path | None, typer.Option(help="PTB-XL tree; left out: the shipped records.")
+    ] = None,
+    workers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Workers to compare; repeatable. 1 and 2.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Timed epochs of a job.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of all workers together.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Jobs for each number of workers.")] = 1,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time epochs of classifier training with one and with two CPU workers, and the loader."""
+    from ecg_agent_ray.pipelines.bench import bench_training
+
+    with stderr_progress("training", unit="jobs") as progress:
+        result = bench_training(
+            ptbxl,
+            workers=workers or (1, 2),
+            epochs=epochs,
+            batch_size=batch_size,
+            rounds=rounds,
+            progress=progress,
+        )
+    _finish(result, output, as_json, _training_table)
+
+
 def _finish(result: dict[str, Any], output: Path | None, as_json: bool, show: Any) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -142,4 +171,18 @@ def _agent_table(result: dict[str, Any]) -> Table:
     if batch := result["batch"]:
         times = f"{batch['ratio']:.1f}x the dialogues/s of one"
         table.caption = f"{batch['in_flight']} dialogues at a time: {times}"
+    return table
+
+
+def _training_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"epochs, {result['data']} records, batch {result['batch_size']}")
+    for name in ("workers", "s/epoch", "of the first"):
+        table.add_column(name, justify="right")
+    for count, seconds in result["epoch_s"].items():
+        ratios = [value for key, value in result["ratio"].items() if key.startswith(f"{count}_")]
+        spread = f"{seconds['median']:.2f} ({seconds['min']:.2f}–{seconds['max']:.2f})"
+        table.add_row(count, spread, f"{ratios[0]:.2f}" if ratios else "")
+    rates = result["loader"]["records_per_s_per_core"]
+    parts = ", ".join(f"{rate} from {place}" for place, rate in rates.items())
+    table.caption = f"loader, records/s of a core: {parts}"
     return table

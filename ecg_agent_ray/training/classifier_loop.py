@@ -34,7 +34,7 @@ from ecg_agent_ray.classifier.preprocessing import prepare
 from ecg_agent_ray.training.classifier_config import ClassifierFinetuneConfig
 from ecg_agent_ray.training.strategies import report, share
 
-__all__ = ["Progress", "Split", "train_loop"]
+__all__ = ["Progress", "Signals", "Split", "train_loop"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _CACHED_RECORDS = 4000
 """Below this many records (1 GB) the signals stay in memory; above they are read when used."""
 
 
-class _Signals:
+class Signals:
     """First window of each record, (12, 5000); the rest of a longer record is not trained on."""
 
     def __init__(self, records: list[LabelledRecord]) -> None:
@@ -80,7 +80,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = _Worker(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
     splits: list[Split] = settings["splits"]
-    signals = _Signals(settings["records"])
+    signals = Signals(settings["records"])
     progress = Progress()
     resumed = ray.train.get_checkpoint()
     if resumed is not None:
@@ -96,6 +96,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         if worker.rank == 0:
             run.announce()
         for epoch in range(run.epoch, config.epochs):
+            started = time.perf_counter()
             metrics = run.train_epoch(epoch)
             metrics["split"] = index
             metrics["global_step"] = progress.steps + (epoch + 1) * run.steps_per_epoch
@@ -108,6 +109,7 @@ def train_loop(settings: dict[str, Any]) -> None:
                 logits = {leads: run.validate(leads) for leads in settings["configurations"]}
                 progress.logits[splits[index].name] = logits
                 metrics |= run.validation_metrics(logits)
+            metrics["epoch_s"] = time.perf_counter() - started
             with tempfile.TemporaryDirectory() as name:
                 run.save(Path(name), epoch + 1)
                 if worker.rank == 0:
@@ -174,7 +176,7 @@ class _Run:
         self,
         config: ClassifierFinetuneConfig,
         start: str,
-        signals: _Signals,
+        signals: Signals,
         split: Split,
         worker: _Worker,
         resumed: Path | None,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"bench_agent": "agent", "bench_measurement": "measurement"}
+_HOMES = {
+    "bench_agent": "agent",
+    "bench_measurement": "measurement",
+    "bench_training": "training",
+}
 
 __all__ = list(_HOMES)
 
