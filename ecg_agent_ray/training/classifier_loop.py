@@ -98,6 +98,7 @@ def train_loop(settings: dict[str, Any]) -> None:
         for epoch in range(run.epoch, config.epochs):
             started = time.perf_counter()
             metrics = run.train_epoch(epoch)
+            metrics["epoch_s"] = time.perf_counter() - started
             metrics["split"] = index
             metrics["global_step"] = progress.steps + (epoch + 1) * run.steps_per_epoch
             progress.history.append(metrics)
@@ -109,7 +110,6 @@ def train_loop(settings: dict[str, Any]) -> None:
                 logits = {leads: run.validate(leads) for leads in settings["configurations"]}
                 progress.logits[splits[index].name] = logits
                 metrics |= run.validation_metrics(logits)
-            metrics["epoch_s"] = time.perf_counter() - started
             with tempfile.TemporaryDirectory() as name:
                 run.save(Path(name), epoch + 1)
                 if worker.rank == 0:
