@@ -113,6 +113,7 @@ def _apart(home: Path) -> Iterator[None]:
     import mlflow
 
     names = ("ECG_AGENT_HOME", "MLFLOW_TRACKING_URI", _NICENESS)
+    uri = mlflow.get_tracking_uri()
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     os.environ["ECG_AGENT_HOME"] = str(home / "state")
     os.environ[_NICENESS] = "0"
@@ -122,7 +123,7 @@ def _apart(home: Path) -> Iterator[None]:
         for name in names:
             os.environ.pop(name, None)
         os.environ.update(before)
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(uri)
 
 
 def _epochs(
