@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ecg_agent_ray.dialogue.ranges import QUANTITIES
 from ecg_agent_ray.dialogue.statements import STATEMENTS, find_statements
 
 __all__ = [
@@ -119,6 +120,9 @@ _GENERIC = re.compile(
     r"|box(?:es)?|paper|defined|means?|when)\b",
     re.IGNORECASE,
 )
+_LIMIT_SLACK = 10.0
+"""Guidelines differ by so much in bpm or ms: a QTc below 460 ms, a QRS below 120 or 110 ms."""
+_IN_GENERAL = re.compile(r"\b(?:in general|generally|overall)\b", re.IGNORECASE)
 _OWN = re.compile(
     r"\b(?:your|yours|you have|you've|this (?:ecg|recording|trace|tracing|signal|one|is|value)|here"
     r"|the (?:ecg|recording|trace|tracing|tool|measurement|classifier|analysis)|measured|measures"
@@ -280,7 +284,10 @@ class _Clause:
             comparison = "below"
         elif _ABOVE.search(before):
             comparison = "above"
+        quantity = self._quantity(found.start(), found.end(), dimension)
         own = _OWN.search(before) is not None
+        if self._only_sounds_general(before, low, comparison, quantity):
+            before, own = _IN_GENERAL.sub("", before), True
         statements = self._statements(found.start())
         general = _GENERAL.search(before) is not None or _LIMIT.search(before) is not None
         if dimension == "percent" and statements:
@@ -296,7 +303,6 @@ class _Clause:
             or _GENERAL.search(self.text[found.end() : self.end])
         ):
             return []
-        quantity = self._quantity(found.start(), found.end(), dimension)
         decimals = len(re.split("[.,]", found["low"])[1]) if re.search("[.,]", found["low"]) else 0
         return [
             NumberClaim(
@@ -313,6 +319,24 @@ class _Clause:
                 statements=statements,
             )
         ]
+
+    @staticmethod
+    def _only_sounds_general(
+        before: str, value: float, comparison: Comparison, quantity: str | None
+    ) -> bool:
+        """Whether "in general, the heart rate is below 60 bpm" speaks of this ECG after all.
+
+        It does unless the number is a usual limit, on its usual side: "generally, the PR interval
+        is below 200 ms" is true of people.
+        """
+        if quantity is None or comparison == "between" or not _IN_GENERAL.search(before):
+            return False
+        words = _QUANTITIES[quantity][0]
+        if not re.search(rf"\b(?:the|your)\s+(?:{words})", before, re.IGNORECASE):
+            return False
+        usual = QUANTITIES.get(quantity)
+        limit = None if usual is None else {"below": usual.high, "above": usual.low}.get(comparison)
+        return limit is None or abs(value - limit) > _LIMIT_SLACK
 
     def _statements(self, start: int) -> tuple[str, ...]:
         """The statement named last since the number before, else all of the clause."""

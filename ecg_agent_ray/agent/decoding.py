@@ -51,6 +51,7 @@ class GrammarEngine(ABC):
         cache_entries: int,
         cache_tokens: int,
         draft_tokens: int,
+        drafts: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer)
@@ -62,6 +63,8 @@ class GrammarEngine(ABC):
         )
         ends = {self.format.end_token_id, tokenizer.eos_token_id, *end_ids}
         self.end_ids = {int(token) for token in ends if token is not None}
+        self._first_drafts = tuple(drafts)
+        self._learn_first_drafts()
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocabulary, stop_token_ids=sorted(self.end_ids)
         )
@@ -101,10 +104,19 @@ class GrammarEngine(ABC):
         return generation
 
     def clear_cache(self) -> None:
-        """Forget all keys and values, and the words that guesses are made of."""
+        """Forget all keys and values, and what guesses are made of but for what was given."""
         self.prefixes.clear()
         if self.drafts is not None:
             self.drafts.clear()
+            self._learn_first_drafts()
+
+    def _learn_first_drafts(self) -> None:
+        if self.drafts is None:
+            return
+        opened = self.format.assistant_open_ids
+        for text in self._first_drafts:
+            ended = [] if text.endswith("\n") else [self.format.end_token_id]
+            self.drafts.learn([*opened, *self.format.content_ids(text), *ended], len(opened))
 
 
 class _Decoding:
@@ -128,7 +140,7 @@ class _Decoding:
         self.bitmask = xgrammar.allocate_token_bitmask(*engine.bitmask_shape)
         greedy = request.temperature <= 0
         self.memory = engine.drafts if greedy else None
-        self.prompt_drafts = PromptDrafts(prompt, self.memory.length) if self.memory else None
+        self.prompt_drafts = PromptDrafts(prompt) if self.memory else None
         self.generator = None
         if not greedy and request.seed is not None:
             self.generator = torch.Generator().manual_seed(request.seed)
@@ -263,9 +275,7 @@ class _Decoding:
         return self.rows[0]
 
     def _guess(self) -> list[int]:
-        if self.memory is None or self.prompt_drafts is None:
-            return []
-        return self.memory.guess(self.tokens) or self.prompt_drafts.guess(self.tokens)
+        return self.memory.guess(self.tokens, self.prompt_drafts) if self.memory else []
 
     def _forget_wrong_guesses(self) -> None:
         """Cut the cache back to the tokens that were really taken."""

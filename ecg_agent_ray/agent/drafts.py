@@ -1,9 +1,9 @@
 """Guesses of the next tokens, from what was written before; the model checks them all at once.
 
-On a CPU a forward of eight tokens takes as long as one of one token, since both read all weights
+A forward of eight tokens takes little longer than one of one token, since both read all weights
 once. Answers repeat the dialogue (a tool's numbers, the question's words) and one another, so the
-last three tokens often tell the next ones. A wrong guess costs nothing but its place in the batch,
-and greedy output stays what the model alone would write.
+last tokens often tell the next ones: the longest known run of them decides. A wrong guess costs
+nothing but its place in the batch, and greedy output stays what the model alone would write.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["DraftMemory", "PromptDrafts"]
+__all__ = ["DRAFTS_NAME", "DraftMemory", "PromptDrafts", "read_drafts"]
+
+DRAFTS_NAME = "drafts.txt"
+"""File beside an agent's weights: messages as it writes them, to guess from at the start."""
 
 _Key = tuple[int, ...]
-_ORDER = 3
-"""Tokens that a guess is looked up by."""
+_ORDERS = (8, 6, 4, 3, 2)
+"""Lengths of the runs that a guess is looked up by, the longest first."""
+_PROMPT_ORDERS = (4, 3, 2)
+_MOST_SEEN = 20
 
 
 class DraftMemory:
-    """What followed each run of three tokens in earlier answers. Bounded and thread-safe.
+    """What followed each run of tokens in earlier answers. Bounded and thread-safe.
 
     Parameters
     ----------
@@ -30,52 +36,86 @@ class DraftMemory:
         Runs remembered; the oldest go first.
     """
 
-    def __init__(self, length: int = 7, entries: int = 50_000) -> None:
+    def __init__(self, length: int = 7, entries: int = 200_000) -> None:
         self.length = length
         self._entries = entries
-        self._next: OrderedDict[_Key, _Key] = OrderedDict()
+        self._next: OrderedDict[_Key, tuple[int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def learn(self, tokens: Sequence[int], start: int) -> None:
         """Remember ``tokens`` from position ``start`` on; what is before it is context."""
         with self._lock:
-            for position in range(max(start, _ORDER), len(tokens)):
-                key = tuple(tokens[position - _ORDER : position])
-                self._next[key] = tuple(tokens[position : position + self.length])
-                self._next.move_to_end(key)
+            for position in range(start, len(tokens)):
+                for order in _ORDERS:
+                    if order <= position:
+                        self._count(tuple(tokens[position - order : position]), tokens[position])
             while len(self._next) > self._entries:
                 self._next.popitem(last=False)
+
+    def _count(self, key: _Key, token: int) -> None:
+        """A run keeps the token that most often followed it of late."""
+        known, seen = self._next.pop(key, (token, 0))
+        if known == token:
+            self._next[key] = (token, min(seen + 1, _MOST_SEEN))
+        else:
+            self._next[key] = (known, seen - 1) if seen > 1 else (token, 1)
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
             self._next.clear()
 
-    def guess(self, tokens: Sequence[int]) -> list[int]:
-        """Likely next tokens, chained over several runs; empty if the last run is new."""
+    def after(self, run: _Key) -> int | None:
+        """The token that followed ``run``."""
+        found = self._next.get(run)
+        return None if found is None else found[0]
+
+    def guess(self, tokens: Sequence[int], prompt: PromptDrafts | None = None) -> list[int]:
+        """Likely next tokens, each from the longest run known; empty if there is none."""
         guess: list[int] = []
-        context = list(tokens[-_ORDER:])
+        context = list(tokens[-_ORDERS[0] :])
         while len(guess) < self.length:
-            found = self._next.get(tuple(context[-_ORDER:]))
-            if not found:
+            token = self._next_token(context, prompt)
+            if token is None:
                 break
-            guess += found
-            context += found
-        return guess[: self.length]
+            guess.append(token)
+            context.append(token)
+        return guess
+
+    def _next_token(self, context: list[int], prompt: PromptDrafts | None) -> int | None:
+        for order in _ORDERS:
+            run = tuple(context[-order:])
+            if len(run) < order:
+                continue
+            if (token := self.after(run)) is not None:
+                return token
+            if prompt is not None and (token := prompt.after(run)) is not None:
+                return token
+        return None
 
 
 class PromptDrafts:
     """The same for one prompt: the words of the dialogue at hand."""
 
-    def __init__(self, prompt: Sequence[int], length: int) -> None:
-        self._tokens = prompt
-        self._length = length
-        self._places = {
-            tuple(prompt[position - _ORDER : position]): position
-            for position in range(_ORDER, len(prompt))
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._next = {
+            tuple(prompt[position - order : position]): prompt[position]
+            for order in _PROMPT_ORDERS
+            for position in range(order, len(prompt))
         }
 
-    def guess(self, tokens: Sequence[int]) -> list[int]:
-        """What followed the last run of ``tokens`` at its last place in the prompt."""
-        place = self._places.get(tuple(tokens[-_ORDER:]))
-        return [] if place is None else list(self._tokens[place : place + self._length])
+    def after(self, run: _Key) -> int | None:
+        """What followed ``run`` at its last place in the prompt."""
+        return self._next.get(run)
+
+
+def read_drafts(folder: Path | None) -> list[str]:
+    """The messages of an agent's :data:`DRAFTS_NAME`; empty where it has none.
+
+    A message takes a line; ``\\\\n`` in it stands for a line break.
+    """
+    path = None if folder is None else folder / DRAFTS_NAME
+    if path is None or not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.replace("\\n", "\n") for line in lines if line]

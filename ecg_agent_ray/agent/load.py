@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.agent.drafts import read_drafts
 from ecg_agent_ray.agent.engine import Engine
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
@@ -183,15 +184,18 @@ def _local_engine(
     dtype: str | None,
 ) -> Engine:
     base_model, adapter = _weights(manifest, folder)
+    drafts = read_drafts(folder)
     if engine == "openvino":
         from ecg_agent_ray.agent.openvino_engine import OpenVINOEngine
 
         if device not in (None, "cpu"):
             raise ConfigError(f"the engine openvino runs on the CPU, not on {device}")
-        return OpenVINOEngine(base_model, adapter, dtype=dtype, name=name)
+        return OpenVINOEngine(base_model, adapter, dtype=dtype, drafts=drafts, name=name)
     from ecg_agent_ray.agent.transformers_engine import TransformersEngine
 
-    return TransformersEngine(base_model, adapter, device=device, dtype=dtype, name=name)
+    return TransformersEngine(
+        base_model, adapter, device=device, dtype=dtype, drafts=drafts, name=name
+    )
 
 
 def write_manifest(folder: str | Path, manifest: AgentManifest) -> Path:

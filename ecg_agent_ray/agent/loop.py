@@ -1,15 +1,20 @@
 """One user turn: the model acts, tools answer, and what the user reads has been checked.
 
-Covers: tool calls up to a limit, failed tools as outputs the model can speak about, answers sent
-sentence by sentence once grounded, advice in emergencies, dialogues rebuilt from a client's
-messages. Does not cover: several user turns at once in one model (see the engines).
+Covers: tool calls up to a limit, those of one message side by side, failed tools as outputs the
+model can speak about, answers sent sentence by sentence once grounded, advice in emergencies,
+dialogues rebuilt from a client's messages. Does not cover: several user turns at once in one model
+(see the engines). The turns of ECG-MTD hold one call each, so a model trained on them never asks
+for two tools at a time; one behind an OpenAI-compatible endpoint may.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -31,7 +36,7 @@ from ecg_agent_ray.agent.grammar import CONTENT_MARKER
 from ecg_agent_ray.agent.grounding import Evidence
 from ecg_agent_ray.agent.history import History, Said, TurnMemory, read_messages, rebuild
 from ecg_agent_ray.agent.safety import EMERGENCY_ADVICE, advises_urgent_care, sounds_like_emergency
-from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox, failed_result
+from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox, failed_result, in_words
 from ecg_agent_ray.dialogue import (
     Action,
     LeadConfiguration,
@@ -40,14 +45,13 @@ from ecg_agent_ray.dialogue import (
     render_turn,
     system_prompt,
 )
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import statement_name
 from ecg_agent_ray.errors import DialogueError, InputError
 
 __all__ = ["Agent", "offered_actions"]
 
 _log = logging.getLogger(__name__)
 
+_ACTION_BEGINS = re.compile(r"^(?=Action: )", re.MULTILINE)
 _UNREADABLE = "I could not form an answer to that. Please ask again in other words."
 
 
@@ -242,10 +246,10 @@ class _UserTurn:
                 # collector it would end inside whatever lock a thread holds at that moment
                 generation.close()
             self.usage.add(generation.usage)
-            turn = _parsed(head.text)
-            if turn is None or not turn.is_tool_call:
+            calls = self._asked(head.text)
+            if not calls:
                 break
-            yield from self._call(turn)
+            yield from self._call(calls)
         yield from self._finish(Action.RESPONSE_FAIL, "", "")
 
     def _mark(self, name: str) -> None:
@@ -265,9 +269,39 @@ class _UserTurn:
                 return _Head(text, content_begun=True)
         return _Head(text, content_begun=False)
 
-    def _call(self, turn: Turn) -> Iterator[Event]:
-        action = turn.assistant_action
-        yield ToolCallEvent(action, TOOL_OF_ACTION[action])
+    def _asked(self, text: str) -> list[Turn]:
+        """The tool calls of one message; several where an endpoint's model asks for several."""
+        turns = [_parsed(part) for part in _ACTION_BEGINS.split(text) if part.strip()]
+        calls = {turn.assistant_action: turn for turn in turns if turn and turn.is_tool_call}
+        room = max(1, self.agent.max_tool_calls - len(self.results))
+        return list(calls.values())[:room]
+
+    def _call(self, calls: Sequence[Turn]) -> Iterator[Event]:
+        """Run what one message asks for, side by side; outputs follow in the order of the calls."""
+        for turn in calls:
+            action = turn.assistant_action
+            yield ToolCallEvent(action, TOOL_OF_ACTION[action])
+        started = time.perf_counter()
+        if len(calls) == 1:
+            results = [self._result(calls[0].assistant_action)]
+        else:
+            with ThreadPoolExecutor(len(calls)) as pool:
+                # MLflow's spans and the like are found through context variables
+                running = [
+                    pool.submit(copy_context().run, self._result, turn.assistant_action)
+                    for turn in calls
+                ]
+                results = [future.result() for future in running]
+        self.timings["tools_s"] += time.perf_counter() - started
+        for turn, (result, reused) in zip(calls, results, strict=True):
+            self.results.append(result)
+            done = Turn.call(turn.assistant_action, turn.thought or "", result.output)
+            self.turns.append(done)
+            self.messages.append({"role": "assistant", "content": render_turn(done)})
+            yield ToolOutputEvent(result, reused=reused)
+
+    def _result(self, action: Action) -> tuple[ToolResult, bool]:
+        """What the tool gives, and whether it had been asked in this user turn before."""
         known = next((result for result in self.results if result.action is action), None)
         if known is not None:
             result = replace(known, ms=0.0)
@@ -279,13 +313,7 @@ class _UserTurn:
                 question=self.history.question,
                 previous=[*self.history.results, *self.results],
             )
-        result = replace(result, turn=self.history.turn)
-        self.timings["tools_s"] += result.ms / 1000
-        self.results.append(result)
-        done = Turn.call(action, turn.thought or "", result.output)
-        self.turns.append(done)
-        self.messages.append({"role": "assistant", "content": render_turn(done)})
-        yield ToolOutputEvent(result, reused=known is not None)
+        return replace(result, turn=self.history.turn), known is not None
 
     def _answer(self, head: str, generation: Generation) -> Iterator[Event]:
         """Send the content as it passes the gate; after a failed check once more, constrained."""
@@ -360,7 +388,7 @@ class _UserTurn:
 
     def _fallback(self) -> str:
         """What is said when no sentence of the model's may be: the tools' own values."""
-        said = "; ".join(filter(None, (_in_words(result) for result in self.results)))
+        said = "; ".join(filter(None, (in_words(result) for result in self.results)))
         if not said:
             return _UNREADABLE
         return f"I could not put this into words that I can vouch for. The tools gave: {said}."
@@ -373,24 +401,3 @@ def _parsed(text: str) -> Turn | None:
         # the error quotes the text, which may repeat what the user said
         _log.warning("unreadable turn of %d characters", len(text))
         return None
-
-
-def _in_words(result: ToolResult) -> str:
-    output = result.output
-    if result.error is not None:
-        return f"{result.tool} failed ({result.error})"
-    if isinstance(output, Mapping):
-        values = [
-            f"{quantity.name} {output[key]} {quantity.unit}"
-            for key, quantity in QUANTITIES.items()
-            if output.get(key) is not None
-        ]
-        return ", ".join(values) or "no value could be measured"
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        return ", ".join(_named(str(entry)) for entry in output) or "no finding above the threshold"
-    return ""
-
-
-def _named(entry: str) -> str:
-    code, _, rest = entry.partition(" ")
-    return f"{statement_name(code)} {rest}".strip()

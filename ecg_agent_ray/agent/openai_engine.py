@@ -20,11 +20,18 @@ import httpx
 from ecg_agent_ray.agent.chat_format import TOOL_OUTPUT_MARKER
 from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
 from ecg_agent_ray.agent.grammar import message_grammar
+from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
 __all__ = ["ChatCompletionsEngine", "OpenAIEngine"]
 
 Grammar = Literal["none", "vllm"]
+
+_PURPOSE = {
+    Action.CALL_CLASSIFICATION: "Findings of this ECG, with probabilities.",
+    Action.CALL_MEASUREMENT: "Heart rate, PR interval, QRS duration and QTc of this ECG.",
+    Action.CALL_EXPLANATION: "Where in the signal the classifier sees a finding.",
+}
 
 
 class ChatCompletionsEngine(ABC):
@@ -41,12 +48,18 @@ class ChatCompletionsEngine(ABC):
         ``continue_final_message``; ``"none"`` sends neither, since an endpoint refuses fields it
         does not know. Then a constrained second try is not possible, and what fails the number
         check is dropped at once.
+    offer_tools
+        Send the tools as functions, for a model that calls tools in the endpoint's own way and may
+        call several in one message; they run side by side.
     """
 
-    def __init__(self, name: str, model: str, *, grammar: Grammar = "none") -> None:
+    def __init__(
+        self, name: str, model: str, *, grammar: Grammar = "none", offer_tools: bool = False
+    ) -> None:
         self.name = name
         self._model = model
         self._grammar = grammar
+        self._offer_tools = offer_tools
 
     @abstractmethod
     def chunks(self, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -81,6 +94,8 @@ class ChatCompletionsEngine(ABC):
         }
         if request.seed is not None:
             body["seed"] = request.seed
+        if self._offer_tools and (calls := [a for a in request.actions if a.is_tool_call]):
+            body["tools"] = [_function(action) for action in calls]
         if self._grammar == "vllm":
             body["structured_outputs"] = {"grammar": grammar}
             if request.prefix:
@@ -105,8 +120,13 @@ class ChatCompletionsEngine(ABC):
             generation.usage.completion_tokens = int(usage.get("completion_tokens", 0))
             generation.usage.cached_tokens = int(details.get("cached_tokens") or 0)
         for choice in chunk.get("choices") or ():
-            if text := (choice.get("delta") or {}).get("content"):
+            delta = choice.get("delta") or {}
+            if text := delta.get("content"):
                 yield text
+            for call in delta.get("tool_calls") or ():
+                # the name comes once, arguments in further pieces; ours take none
+                if name := (call.get("function") or {}).get("name"):
+                    yield f"\nAction: {name}\nThought: The tool is needed.\n"
             if reason := choice.get("finish_reason"):
                 generation.finish_reason = "length" if reason == "length" else "stop"
 
@@ -118,7 +138,7 @@ class OpenAIEngine(ChatCompletionsEngine):
     ----------
     base_url
         Up to and with the version, for example ``http://localhost:8000/v1``.
-    model, grammar
+    model, grammar, offer_tools
         See :class:`ChatCompletionsEngine`.
     api_key
         Bearer token; None takes ``OPENAI_API_KEY``, and sends none without it.
@@ -133,6 +153,7 @@ class OpenAIEngine(ChatCompletionsEngine):
         *,
         api_key: str | None = None,
         grammar: Grammar = "none",
+        offer_tools: bool = False,
         timeout_s: float = 60.0,
     ) -> None:
         if not base_url.startswith(("http://", "https://")) or not model:
@@ -140,7 +161,7 @@ class OpenAIEngine(ChatCompletionsEngine):
                 f"an endpoint is a http(s) URL and a model's name, not {base_url!r} and {model!r}",
                 hint="write openai:http://localhost:8000/v1#MODEL",
             )
-        super().__init__(f"{base_url}#{model}", model, grammar=grammar)
+        super().__init__(f"{base_url}#{model}", model, grammar=grammar, offer_tools=offer_tools)
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         key = api_key or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -160,3 +181,14 @@ class OpenAIEngine(ChatCompletionsEngine):
                         yield json.loads(data)
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise ServiceError(f"{self._url} did not answer: {error}") from error
+
+
+def _function(action: Action) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": str(action),
+            "description": _PURPOSE[action],
+            "parameters": {"type": "object", "properties": {}},
+        },
+    }

@@ -18,19 +18,17 @@ import numpy as np
 import torch
 
 from ecg_agent_ray.agent.base_model import load_tokenizer, resolve_base_model
+from ecg_agent_ray.agent.blocks import BlockPool, BlockSequence
 from ecg_agent_ray.agent.decoding import GrammarEngine
-from ecg_agent_ray.agent.openvino_model import exported, require_openvino
+from ecg_agent_ray.agent.openvino_model import exported, paged, require_openvino
+from ecg_agent_ray.agent.packed import ForwardQueue, Request
 from ecg_agent_ray.agent.prefix_cache import KeyValues
 from ecg_agent_ray.agent.transformers_engine import choose_dtype
 from ecg_agent_ray.errors import ConfigError
 
 __all__ = ["OpenVINOEngine"]
 
-_MOST_HOLES = 512
-"""Positions taken back that a request carries along before its states are written anew."""
-
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
-_MASKED = float(np.finfo(np.float32).min)
 
 
 class OpenVINOEngine(GrammarEngine):
@@ -70,6 +68,7 @@ class OpenVINOEngine(GrammarEngine):
         cache_entries: int = 8,
         cache_tokens: int = 32_768,
         draft_tokens: int = 4,
+        drafts: Sequence[str] = (),
         name: str | None = None,
     ) -> None:
         from transformers import AutoConfig, GenerationConfig
@@ -88,8 +87,12 @@ class OpenVINOEngine(GrammarEngine):
             "KV_CACHE_PRECISION": _PRECISION[self.dtype],
             "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
         }
-        self._compiled = openvino.Core().compile_model(path, "CPU", options)
-        self._forward_lock = threading.Lock()
+        compiled = openvino.Core().compile_model(paged(path), "CPU", options)
+        self._request = compiled.create_infer_request()
+        self._pool = BlockPool(compiled)
+        self._bound: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self.queue = self._forwards = ForwardQueue(self._run)
         self.name = name or (f"{reference}+{Path(adapter).name}" if adapter else reference)
         folder = resolve_base_model(reference)
         config = AutoConfig.from_pretrained(folder)
@@ -100,69 +103,58 @@ class OpenVINOEngine(GrammarEngine):
         super().__init__(
             load_tokenizer(reference),
             config,
-            vocabulary=int(self._compiled.output("logits").get_partial_shape()[2].get_length()),
+            vocabulary=int(compiled.output("logits").get_partial_shape()[2].get_length()),
             end_ids=declared if isinstance(declared, list) else [declared],
             cache_entries=cache_entries,
             cache_tokens=cache_tokens,
             draft_tokens=draft_tokens,
+            drafts=drafts,
         )
 
     def new_cache(self) -> KeyValues:
-        """The states of a new inference request."""
-        return _States(self._compiled)
+        """A sequence without tokens in the pool of blocks."""
+        return BlockSequence(self._pool, self._lock)
 
     def forward(self, cache: Any, tokens: Sequence[int], keep: int = 1) -> torch.Tensor:
-        """See :meth:`GrammarEngine.forward`."""
-        new, past = len(tokens), len(cache.valid)
-        mask = np.zeros((1, 1, new, past + new), np.float32)
-        mask[..., :past][..., ~cache.valid] = _MASKED
-        mask[0, 0, :, past:] = np.triu(np.full((new, new), _MASKED, np.float32), k=1)
-        begin = int(cache.valid.sum())
+        """See :meth:`GrammarEngine.forward`; what several threads ask for at a time is one."""
+        return self._forwards(Request(cache, tokens, keep))
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        with self._lock:
+            logits = self._infer(requests)
+        begin = 0
+        for request in requests:
+            request.cache.length += len(request.tokens)
+            request.logits = logits[begin : begin + request.keep]
+            begin += request.keep
+
+    def _infer(self, requests: Sequence[Request]) -> torch.Tensor:
+        """Logits of all requests, one after the other; reserves their blocks."""
+        new = [len(request.tokens) for request in requests]
+        past = [request.cache.length for request in requests]
+        ends = np.cumsum(new)
+        for request, count in zip(requests, new, strict=True):
+            request.cache.reserve(count)
+        for name, tensor in self._pool.tensors.items():
+            if self._bound.get(name) is not tensor:  # the pool has grown
+                self._request.set_tensor(name, tensor)
+                self._bound[name] = tensor
+        blocks = [request.cache.blocks for request in requests]
         inputs = {
-            "input_ids": np.asarray([tokens], np.int64),
-            "attention_mask": mask,
-            "position_ids": np.arange(begin, begin + new, dtype=np.int64)[None],
-            "keep": np.arange(new - keep, new, dtype=np.int64),
-            "beam_idx": np.zeros(1, np.int32),
+            "input_ids": np.concatenate([request.tokens for request in requests]).astype(np.int64),
+            "position_ids": np.concatenate(
+                [np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, new, strict=True)]
+            ),
+            "keep": np.concatenate(
+                [
+                    np.arange(end - request.keep, end, dtype=np.int64)
+                    for end, request in zip(ends, requests, strict=True)
+                ]
+            ),
+            "past_lens": np.asarray(past, np.int32),
+            "subsequence_begins": np.asarray([0, *ends], np.int32),
+            "block_indices": np.concatenate(blocks).astype(np.int32),
+            "block_indices_begins": np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+            "max_context_len": np.asarray(max(map(sum, zip(past, new, strict=True))), np.int32),
         }
-        with self._forward_lock:
-            logits = cache.request.infer(inputs)["logits"]
-        cache.valid = np.concatenate([cache.valid, np.ones(new, bool)])
-        return torch.from_numpy(np.array(logits[0], np.float32))
-
-
-class _States:
-    """Keys and values in an inference request.
-
-    Tokens taken back stay in it, hidden by the attention mask, since cutting a state means to copy
-    it; ``valid`` says which positions count.
-    """
-
-    can_crop = True
-
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
-        self.request = compiled.create_infer_request()
-        self.valid = np.zeros(0, bool)
-
-    def crop(self, max_length: int, /) -> None:
-        """A negative ``max_length`` takes back so many of the last tokens."""
-        places = np.flatnonzero(self.valid)
-        self.valid[places[len(places) + max_length :]] = False
-        if len(self.valid) - len(places) > _MOST_HOLES:
-            self._write(self, np.flatnonzero(self.valid))
-
-    def branch(self, length: int) -> KeyValues | None:
-        """A request of its own with the first ``length`` tokens."""
-        other = _States(self._compiled)
-        other._write(self, np.flatnonzero(self.valid)[:length])
-        return other
-
-    def _write(self, source: _States, places: np.ndarray[Any, Any]) -> None:
-        import openvino
-
-        held = {state.name: np.array(state.state.data) for state in source.request.query_state()}
-        for state in self.request.query_state():
-            kept = np.ascontiguousarray(held[state.name][:, :, places])
-            state.state = openvino.Tensor(kept)
-        self.valid = np.ones(len(places), bool)
+        return torch.from_numpy(np.array(self._request.infer(inputs)["logits"][0], np.float32))

@@ -1,8 +1,9 @@
-"""A transformers model as a stateful OpenVINO model with 8-bit weights, made once and kept.
+"""A transformers model as an OpenVINO model with 8-bit weights, made once and kept.
 
 The model, its adapter merged, is traced with one key/value input and output a layer, which become
-the states of an inference request; weights are quantised to 8 bits a channel by NNCF. Making it
-takes a minute, reading it back a second.
+states; weights are quantised to 8 bits a channel by NNCF. Making it takes a minute, reading it back
+a second. When it is read, OpenVINO's own pass turns each attention with states into paged
+attention: keys and values then lie in blocks that the caller holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from filelock import FileLock
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["INPUTS", "exported", "require_openvino"]
+__all__ = ["INPUTS", "exported", "paged", "require_openvino"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "keep", "beam_idx")
 """Token ids (1, n); additive mask (1, 1, n, cached + n); positions (1, n); which tokens' logits are
 wanted; which row of the batch each row goes on from."""
 
-_FORM = "1"
+_FORM = "2"
 """Of the file; another number makes all of them anew."""
 
 
@@ -74,6 +75,21 @@ def exported(base_model: str | Path, adapter: Path | None) -> Path:
     return path
 
 
+def paged(path: Path) -> Any:
+    """The model of a file that :func:`exported` gave, with its keys and values in blocks.
+
+    Inputs (token counts of all sequences together): ``input_ids``, ``position_ids`` (n,), ``keep``,
+    and what paged attention takes: ``past_lens``, ``subsequence_begins``, ``block_indices``,
+    ``block_indices_begins``, ``max_context_len``, ``key_cache.N`` and ``value_cache.N``.
+    """
+    import openvino
+    from openvino._offline_transformations import paged_attention_transformation
+
+    model = openvino.Core().read_model(path)
+    paged_attention_transformation(model)
+    return model
+
+
 def _key(resolved: str, adapter: Path | None) -> str:
     digest = hashlib.sha256(f"{_FORM}:{importlib.metadata.version('openvino')}".encode())
     digest.update(resolved.encode())
@@ -107,7 +123,7 @@ def _export(base_model: str, adapter: Path | None, path: Path) -> None:
     apply_make_stateful_transformation(converted, dict(zip(past, present, strict=True)))
     _begin_states_empty(converted)
     nncf.set_log_level(logging.ERROR)
-    quantised = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    quantised = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_SYM)
     openvino.save_model(quantised, path, compress_to_fp16=False)
 
 
@@ -163,7 +179,9 @@ def _traced(model: Any) -> tuple[Any, list[str], list[str]]:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            logits = self.model.get_output_embeddings()(hidden.index_select(1, keep))
+            # paged attention has the tokens on the first axis
+            row = hidden.reshape(1, -1, hidden.shape[-1])
+            logits = self.model.get_output_embeddings()(row.index_select(1, keep))
             states = [state for layer in joined for state in (layer.keys, layer.values)]
             return (logits, *states)
 

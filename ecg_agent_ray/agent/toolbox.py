@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ecg_agent_ray.agent.events import ToolResult
 from ecg_agent_ray.dialogue import Action
+from ecg_agent_ray.dialogue.ranges import QUANTITIES
+from ecg_agent_ray.dialogue.statements import statement_name
 from ecg_agent_ray.errors import EcgAgentError, ToolError
 
 if TYPE_CHECKING:
     from ecg_agent_ray.ecg import Recording
 
-__all__ = ["TOOL_OF_ACTION", "LocalToolbox", "Toolbox", "choose_explained_label", "failed_result"]
+__all__ = [
+    "TOOL_OF_ACTION",
+    "LocalToolbox",
+    "Toolbox",
+    "choose_explained_label",
+    "failed_result",
+    "in_words",
+]
 
 TOOL_OF_ACTION: Mapping[Action, str] = {
     Action.CALL_CLASSIFICATION: "classification",
@@ -80,6 +89,28 @@ def choose_explained_label(question: str, previous: Sequence[ToolResult]) -> str
     return None
 
 
+def in_words(result: ToolResult) -> str:
+    """The result as a plain listing, for when the model gives no usable sentence."""
+    output = result.output
+    if result.error is not None:
+        return f"{result.tool} failed ({result.error})"
+    if isinstance(output, Mapping):
+        values = [
+            f"{quantity.name} {output[key]} {quantity.unit}"
+            for key, quantity in QUANTITIES.items()
+            if output.get(key) is not None
+        ]
+        return ", ".join(values) or "no value could be measured"
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return ", ".join(_named(str(entry)) for entry in output) or "no finding above the threshold"
+    return ""
+
+
+def _named(entry: str) -> str:
+    code, _, rest = entry.partition(" ")
+    return f"{statement_name(code)} {rest}".strip()
+
+
 class LocalToolbox:
     """The tools in this process, on one recording; each result is computed once.
 
@@ -101,10 +132,14 @@ class LocalToolbox:
         lead_configuration: str = "12-lead",
     ) -> None:
         self.recording = recording
+        # a failure's message names the recording, and whoever made the file named it: its words
+        # are none that the model should read
+        self._nameless = replace(recording, record_id="the recording")
         self.classifier = classifier
         self.lead_configuration = lead_configuration
         self._results: dict[tuple[Action, str], ToolResult] = {}
         self._lock = threading.Lock()
+        self._locks: dict[tuple[Action, str], threading.Lock] = {}
         digest = hashlib.sha256(recording.signal.tobytes()).hexdigest()[:16]
         self.key = f"{recording.record_id}:{digest}:{lead_configuration}:{classifier}"
 
@@ -113,6 +148,8 @@ class LocalToolbox:
         if action is Action.CALL_EXPLANATION:
             label = choose_explained_label(question, previous) or ""
         with self._lock:
+            lock = self._locks.setdefault((action, label), threading.Lock())
+        with lock:  # the same call waits for the first, other tools run beside it
             known = self._results.get((action, label))
             if known is not None:
                 return replace(known, ms=0.0)
@@ -137,7 +174,7 @@ class LocalToolbox:
             tool=TOOL_OF_ACTION[action],
             action=action,
             output=output.to_dialogue(),
-            detail=output.to_dict(),
+            detail=output.to_dict() | {"record_id": self.recording.record_id},
             ms=(time.perf_counter() - started) * 1000,
         )
 
@@ -145,12 +182,12 @@ class LocalToolbox:
         from ecg_agent_ray import tools
 
         lead = "auto" if self.lead_configuration == "12-lead" else self.lead_configuration
-        return tools.measure(self.recording, lead=lead)
+        return tools.measure(self._nameless, lead=lead)
 
     def _classify(self, _: str) -> Any:
         from ecg_agent_ray import tools
 
-        return tools.classify(self.recording, self.classifier, leads=self.lead_configuration)
+        return tools.classify(self._nameless, self.classifier, leads=self.lead_configuration)
 
     def _explain(self, label: str) -> Any:
         from ecg_agent_ray import tools
@@ -159,7 +196,7 @@ class LocalToolbox:
             found = self._classify("").to_dict()
             label = next(iter(found["positive"]), "") or _most_probable(found["labels"])
         return tools.explain(
-            self.recording, label, model=self.classifier, leads=self.lead_configuration
+            self._nameless, label, model=self.classifier, leads=self.lead_configuration
         )
 
 

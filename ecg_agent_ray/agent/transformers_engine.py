@@ -85,6 +85,7 @@ class TransformersEngine(GrammarEngine):
         cache_entries: int = 8,
         cache_tokens: int = 32_768,
         draft_tokens: int = 7,
+        drafts: Sequence[str] = (),
         name: str | None = None,
     ) -> None:
         self.device = choose_device(device)
@@ -113,6 +114,7 @@ class TransformersEngine(GrammarEngine):
             cache_entries=cache_entries,
             cache_tokens=cache_tokens,
             draft_tokens=draft_tokens,
+            drafts=drafts,
         )
 
     def new_cache(self) -> KeyValues:

@@ -69,6 +69,12 @@ BORNE_OUT = [
     "Please call 911 or 112 at once.",
     "I used all 12 leads, and lead II was the clearest.",
     "Goodbye, and take care!",
+    "In general, the PR interval is below 200 ms.",
+    "Generally, the QTc is below 460 ms.",
+    "In general, the heart rate is 60 to 100 bpm.",
+    "In general, a heart rate below 60 bpm is called slow.",
+    "In general, the heart rate is considered slow below 60 bpm.",
+    "In general, the heart rate is above 70 bpm.",
     "",
 ]
 
@@ -100,6 +106,10 @@ CONTRADICTED = [
     "95 ms is normal.",
     "I can tell from the findings: the heart rate is normal (120 bpm).",
     "The heart rate is usual at 85 bpm.",
+    "In general, the heart rate is below 60 bpm.",
+    "Generally, your heart rate is 85 bpm.",
+    "In general, the PR interval is above 200 ms.",
+    "Overall, the QTc is below 400 ms.",
 ]
 
 

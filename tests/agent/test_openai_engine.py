@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from ecg_agent_ray.agent import Agent, GenerationRequest, OpenAIEngine
+from ecg_agent_ray.agent import Agent, GenerationRequest, OpenAIEngine, ToolResult
+from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION
+from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
 MEASURE = "Action: call_measurement_tool\nThought: I measure."
@@ -20,7 +22,7 @@ USER = [{"role": "user", "content": "heart rate?"}]
 
 class Endpoint:
     def __init__(self) -> None:
-        self.texts: list[str] = []
+        self.texts: list[str | list[str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -41,8 +43,14 @@ def endpoint() -> Iterator[Endpoint]:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
-            for word in state.texts.pop(0).split(" "):
+            said = state.texts.pop(0)
+            for word in said.split(" ") if isinstance(said, str) else ():
                 self._send({"choices": [{"delta": {"content": word + " "}}]})
+            for index, name in enumerate(said if isinstance(said, list) else ()):
+                call = {"index": index, "id": f"c{index}", "type": "function"}
+                for function in ({"name": name, "arguments": ""}, {"arguments": "{}"}):
+                    delta = {"tool_calls": [call | {"function": function}]}
+                    self._send({"choices": [{"delta": delta}]})
             self._send({"choices": [{"delta": {}, "finish_reason": "stop"}]})
             self._send({"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 7}})
             self.wfile.write(b"data: [DONE]\n\n")
@@ -111,3 +119,44 @@ def test_nobody_there() -> None:
 def test_a_source_without_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="MODEL"):
         OpenAIEngine("http://127.0.0.1:9/v1", "")
+
+
+class MeetingToolbox:
+    """Tools that answer only once both have been called."""
+
+    key = "meeting"
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=30)
+
+    def call(self, action: Action, *, question: str, previous: Any) -> ToolResult:
+        self.barrier.wait()
+        output = {"heart_rate": "72.35"} if action is Action.CALL_MEASUREMENT else ["SR (98.23%)"]
+        return ToolResult(TOOL_OF_ACTION[action], action, output)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["call_classification_tool", "call_measurement_tool", "call_a_taxi"],
+        "Action: call_classification_tool\nThought: Both.\n"
+        "Action: call_measurement_tool\nThought: Both.",
+    ],
+)
+def test_tools_asked_for_at_once_run_at_once(endpoint: Endpoint, asked: str | list[str]) -> None:
+    endpoint.texts = [asked, SAY]
+    agent = Agent(OpenAIEngine(endpoint.url, "m", offer_tools=True))
+    final = agent.respond(USER, MeetingToolbox())
+    assert [step.tool for step in final.steps] == ["classification", "measurement"]
+    assert final.content == "Your heart rate is 72 bpm."
+    offered = {tool["function"]["name"] for tool in endpoint.bodies[0]["tools"]}
+    assert {"call_classification_tool", "call_measurement_tool"} <= offered
+    said = [message["content"] for message in endpoint.bodies[1]["messages"]]
+    assert [text for text in said if "Tool_Output: [" in text]
+    assert [text for text in said if "72.35" in text]
+
+
+def test_no_more_tools_at_once_than_allowed(endpoint: Endpoint, fixed_toolbox: Any) -> None:
+    endpoint.texts = [["call_classification_tool", "call_measurement_tool"], SAY]
+    agent = Agent(OpenAIEngine(endpoint.url, "m"), max_tool_calls=1)
+    assert [step.tool for step in agent.respond(USER, fixed_toolbox).steps] == ["classification"]
