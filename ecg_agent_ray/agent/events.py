@@ -139,7 +139,9 @@ class FinalEvent:
 
     ``timings`` are seconds from the start of the turn: ``first_action_s`` (the first action's name
     was known), ``first_content_s`` (the first checked text was sent), ``total_s``, and ``tools_s``
-    spent in tools. ``turns`` are the assistant turns in order, thoughts included.
+    spent in tools. ``values_added`` are the quantities (``heart_rate``, …) that the user asked for,
+    a tool measured and the model left out, so that a plain sentence gives them. ``turns`` are the
+    assistant turns in order, thoughts included.
     """
 
     content: str
@@ -147,6 +149,7 @@ class FinalEvent:
     steps: tuple[ToolResult, ...] = ()
     grounding: GroundingReport = field(default_factory=GroundingReport)
     safety_advice_added: bool = False
+    values_added: tuple[str, ...] = ()
     finish_reason: str = "stop"
     usage: Usage = field(default_factory=Usage)
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -162,6 +165,7 @@ class FinalEvent:
             "steps": [step.to_step() for step in self.steps],
             "grounding": self.grounding.to_dict(),
             "safety_advice_added": self.safety_advice_added,
+            "values_added": list(self.values_added),
             "finish_reason": self.finish_reason,
             "usage": self.usage.to_dict(),
             "timings": {name: round(value, 4) for name, value in self.timings.items()},

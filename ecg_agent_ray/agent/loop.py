@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from ecg_agent_ray.agent.asked import unstated_values, value_sentence
 from ecg_agent_ray.agent.engine import Engine, Generation, GenerationRequest, Message, Usage
 from ecg_agent_ray.agent.events import (
     ContentDelta,
@@ -36,7 +37,13 @@ from ecg_agent_ray.agent.grammar import CONTENT_MARKER
 from ecg_agent_ray.agent.grounding import Evidence
 from ecg_agent_ray.agent.history import History, Said, TurnMemory, read_messages, rebuild
 from ecg_agent_ray.agent.safety import EMERGENCY_ADVICE, advises_urgent_care, sounds_like_emergency
-from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox, failed_result, in_words
+from ecg_agent_ray.agent.toolbox import (
+    TOOL_OF_ACTION,
+    Toolbox,
+    failed_result,
+    in_words,
+    offered_actions,
+)
 from ecg_agent_ray.dialogue import (
     Action,
     LeadConfiguration,
@@ -47,7 +54,7 @@ from ecg_agent_ray.dialogue import (
 )
 from ecg_agent_ray.errors import DialogueError, InputError
 
-__all__ = ["Agent", "offered_actions"]
+__all__ = ["Agent"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +81,8 @@ class Agent:
     max_tokens
         Tokens of one assistant message.
     grounding
-        Check answers against the tool outputs before they are sent.
+        Check answers against the tool outputs before they are sent, and add a measured value that
+        the user asked for and the answer leaves out.
     safety_advice
         Add advice to seek care at once where the user describes an emergency and the answer does
         not give it.
@@ -185,20 +193,6 @@ class Agent:
                 raise InputError("the message is longer than the model can read", hint="shorten it")
             messages = messages[begins[1] :]
         return [self.system, *messages]
-
-
-def offered_actions(called: Sequence[Action], max_tool_calls: int) -> tuple[Action, ...]:
-    """What the model may do after the tools ``called`` in this user turn.
-
-    A call made already would give the same again, so it is not offered twice; after
-    ``max_tool_calls`` only answers are.
-    """
-    may_call = len(called) < max_tool_calls
-    return tuple(
-        action
-        for action in Action
-        if not action.is_tool_call or (may_call and action not in called)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +364,11 @@ class _UserTurn:
             advice = f" {EMERGENCY_ADVICE}"
             sent += advice
             yield ContentDelta(advice)
+        missing = {} if advise or not self.agent.grounding else self._unstated(sent)
+        if missing:
+            more = f" {value_sentence(missing)}"
+            sent += more
+            yield ContentDelta(more)
         self.turns.append(Turn.answer(action, thought, sent))
         if ecg := str(getattr(self.toolbox, "key", "")):
             self.agent.memory.remember([*self.said, Said("assistant", sent)], ecg, self.turns)
@@ -380,11 +379,17 @@ class _UserTurn:
             steps=tuple(self.results),
             grounding=self.report,
             safety_advice_added=advise,
+            values_added=tuple(missing),
             finish_reason=self.finish_reason,
             usage=self.usage,
             timings=self.timings,
             turns=tuple(self.turns),
         )
+
+    def _unstated(self, sent: str) -> dict[str, str]:
+        """Values that were asked for, measured in this turn and left out of the answer."""
+        outputs = [result.output for result in self.results if result.error is None]
+        return unstated_values(self.history.question, outputs, sent) or {}
 
     def _fallback(self) -> str:
         """What is said when no sentence of the model's may be: the tools' own values."""

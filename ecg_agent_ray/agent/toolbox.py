@@ -30,6 +30,7 @@ __all__ = [
     "choose_explained_label",
     "failed_result",
     "in_words",
+    "offered_actions",
 ]
 
 TOOL_OF_ACTION: Mapping[Action, str] = {
@@ -67,6 +68,20 @@ def failed_result(action: Action, reason: str, ms: float = 0.0) -> ToolResult:
         output = {"error": reason}
     return ToolResult(
         tool=TOOL_OF_ACTION[action], action=action, output=output, ms=ms, error=reason
+    )
+
+
+def offered_actions(called: Sequence[Action], max_tool_calls: int) -> tuple[Action, ...]:
+    """What the model may do after the tools ``called`` in this user turn.
+
+    A call made already would give the same again, so it is not offered twice; after
+    ``max_tool_calls`` only answers are.
+    """
+    may_call = len(called) < max_tool_calls
+    return tuple(
+        action
+        for action in Action
+        if not action.is_tool_call or (may_call and action not in called)
     )
 
 

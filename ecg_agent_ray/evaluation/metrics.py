@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ecg_agent_ray.agent.claims import number_claims
-from ecg_agent_ray.agent.grounding import Evidence, check_grounding
+from ecg_agent_ray.agent.asked import unstated_values
+from ecg_agent_ray.agent.grounding import check_grounding
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.evaluation.alignment import aligned_records, by_user_turn
 
@@ -20,26 +19,11 @@ if TYPE_CHECKING:
 __all__ = [
     "RATIOS",
     "Tally",
-    "asked_quantities",
     "count_dialogue",
     "count_table",
     "ratios_of",
     "score",
 ]
-
-_ASKED = {
-    "heart_rate": r"heart\s?rate|pulse|\bbpm\b|\bHR\b|how fast",
-    "pr_interval": r"\bP-?[RQ]\b",
-    "qrs_duration": r"\bQRS\b",
-    "qtc_interval": r"\bQTc?\b",
-}
-_ASKED_ALL = re.compile(r"\b(?:measurements?|intervals|values|numbers|measure)\b", re.IGNORECASE)
-
-
-def asked_quantities(question: str) -> tuple[str, ...]:
-    """The measured values a user names; all four for a plain request for measurements."""
-    named = tuple(key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE))
-    return named or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
 
 
 @dataclass(slots=True)
@@ -240,16 +224,8 @@ def _count_answers(
 def _count_asked(
     tally: Tally, question: str, turns: Sequence[Mapping[str, Any]], fresh: Sequence[Any]
 ) -> None:
-    values = Evidence.collect(fresh).values
-    wanted = [key for key in asked_quantities(question) if key in values]
-    if not wanted:
-        return
-    tally.asked += 1
     answer = " ".join(str(turn["content"]) for turn in turns if turn.get("content"))
-    claims = [claim for claim in number_claims(answer) if claim.comparison == "equal"]
-    tally.stated += all(_states(key, claims, values[key]) for key in wanted)
-
-
-def _states(key: str, claims: Sequence[Any], values: Sequence[str]) -> bool:
-    evidence = Evidence(values={key: list(values)})
-    return any(evidence.bears_out(claim) for claim in claims)
+    missing = unstated_values(question, fresh, answer)
+    if missing is not None:
+        tally.asked += 1
+        tally.stated += not missing

@@ -9,6 +9,7 @@ import pytest
 
 from ecg_agent_ray.agent import (
     Agent,
+    ContentDelta,
     Generation,
     GenerationRequest,
     ToolResult,
@@ -109,7 +110,7 @@ def test_what_fails_again_is_dropped(fixed_toolbox: Any) -> None:
     wrong = "Your heart rate is 85 bpm. "
     engine = ReplayEngine(MEASURE, say(wrong), wrong + "You have atrial fibrillation. Take care.")
     final = Agent(engine).respond(user("heart rate?"), fixed_toolbox)
-    assert final.content == "Take care."
+    assert final.content == "Take care. The heart rate is 72 bpm."
     assert final.grounding.dropped == 2
     assert any("85 bpm" in reason for reason in final.grounding.violations)
 
@@ -129,7 +130,7 @@ def test_a_cut_number_is_rounded_silently(fixed_toolbox: Any) -> None:
 
 def test_a_number_is_not_sent_before_it_is_whole(fixed_toolbox: Any) -> None:
     engine = ReplayEngine(MEASURE, say("Your heart rate is 72.9 bpm."), "I see.")
-    events = list(Agent(engine).run(user("heart rate?"), fixed_toolbox))
+    events = list(Agent(engine).run(user("How is it?"), fixed_toolbox))
     assert not any("72" in event.text for event in events if event.type == "content")
 
 
@@ -155,6 +156,36 @@ def test_an_emergency_gets_advice() -> None:
 )
 def test_no_alarm_without_reason(question: str) -> None:
     assert not Agent(ReplayEngine(say("Ok."))).respond(user(question)).safety_advice_added
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "added"),
+    [
+        ("What is my heart rate?", "It is normal.", " The heart rate is 72 bpm."),
+        ("What is my heart rate?", "It is 72 bpm.", ""),
+        ("PR and QRS?", "The PR interval is 160 ms.", " The QRS duration is 92 ms."),
+        ("PR and QTc?", "Ok.", " The PR interval is 160 ms and the QTc interval is 413 ms."),
+        ("Are my heartbeats regular?", "They are.", ""),
+    ],
+)
+def test_a_measured_value_that_was_asked_for_is_given(
+    question: str, answer: str, added: str, fixed_toolbox: Any
+) -> None:
+    agent = Agent(ReplayEngine(MEASURE, say(answer)))
+    events = list(agent.run(user(question), fixed_toolbox))
+    final = events[-1]
+    assert final.content == answer + added
+    assert bool(final.values_added) == bool(added)
+    assert "".join(e.text for e in events if isinstance(e, ContentDelta)) == final.content
+    bare = Agent(ReplayEngine(MEASURE, say(answer)), grounding=False)
+    assert bare.respond(user(question), fixed_toolbox).content == answer
+
+
+def test_a_value_is_not_added_where_none_was_measured(fixed_toolbox: Any) -> None:
+    final = Agent(ReplayEngine(say("It is the pulse."))).respond(
+        user("What does heart rate mean?"), fixed_toolbox
+    )
+    assert final.content == "It is the pulse."
 
 
 def test_without_an_ecg_the_model_is_told() -> None:

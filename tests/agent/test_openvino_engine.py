@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,58 @@ def test_tokens_taken_back_leave_no_trace(engine: Any) -> None:
     for cache, begin in ((bent, 60), (branch, 40)):
         got = engine.forward(cache, ids[begin:])
         assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.98
-    for _ in range(200):  # states are written anew on the way
-        engine.forward(bent, [7, 8, 9])
-        bent.crop(-3)
-    assert len(bent.valid) < len(ids) + 600
-    assert bent.valid.sum() == len(ids)
+
+
+def test_blocks_go_back_to_the_pool(engine: Any) -> None:
+    engine.clear_cache()
+    gc.collect()
+    free = engine._pool.n_free
+    ids = list(range(5, 105))
+    one = engine.new_cache()
+    engine.forward(one, ids)
+    other = one.branch(50)
+    used = -(-100 // engine._pool.block_tokens), -(-50 // engine._pool.block_tokens)
+    assert engine._pool.n_free == free - sum(used)
+    one.crop(-90)
+    assert len(one.blocks) == 1
+    del one, other
+    gc.collect()
+    assert engine._pool.n_free == free
+
+
+def test_a_pool_that_grows_keeps_what_it_holds(engine: Any) -> None:
+    import torch
+
+    ids = engine.format.encode_prompt(ask("What is my heart rate?"))
+    held = engine.new_cache()
+    engine.forward(held, ids[:-1])
+    size = engine._pool.n_blocks
+    others = [engine.new_cache() for _ in range(3)]
+    for other in others:
+        engine.forward(other, [7] * (size * engine._pool.block_tokens // 2))
+    assert engine._pool.n_blocks > size
+    got = engine.forward(held, ids[-1:])
+    expected = engine.forward(engine.new_cache(), ids)
+    assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.98
+
+
+def test_several_sequences_in_one_forward(engine: Any) -> None:
+    import torch
+
+    from ecg_agent_ray.agent.packed import Request
+
+    sequences = [list(range(5, 5 + length)) for length in (3, 40, 9)]
+    requests = [Request(engine.new_cache(), tokens, 2) for tokens in sequences]
+    for more in ([], [40], [41, 42, 43]):
+        if more:
+            sequences = [[*tokens, *more] for tokens in sequences]
+            keep = min(2, len(more))
+            requests = [Request(request.cache, more, keep) for request in requests]
+        engine._run(requests)
+        for request, tokens in zip(requests, sequences, strict=True):
+            alone = engine.forward(engine.new_cache(), tokens, keep=request.keep)
+            likeness = torch.nn.functional.cosine_similarity(request.logits, alone, dim=-1)
+            assert likeness.min() > 0.98
 
 
 def test_an_agent_takes_it_by_name(merged_folder: Path, engine: Any, fixed_toolbox: Any) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from ecg_agent_ray.agent.asked import asked_quantities
 from ecg_agent_ray.evaluation.alignment import align_turns, aligned_records
-from ecg_agent_ray.evaluation.metrics import asked_quantities, score
+from ecg_agent_ray.evaluation.metrics import score
 
 MEASURED = {
     "heart_rate": "72.35",

@@ -22,7 +22,7 @@ from ecg_agent_ray.agent import Agent, GenerationRequest, load_agent
 from ecg_agent_ray.agent.engine import Message
 from ecg_agent_ray.agent.grammar import CONTENT_MARKER
 from ecg_agent_ray.agent.load import agent_weights
-from ecg_agent_ray.agent.loop import offered_actions
+from ecg_agent_ray.agent.toolbox import offered_actions
 from ecg_agent_ray.dialogue import Action, Dialogue, parse_turn, read_dialogues, render_turn
 from ecg_agent_ray.dialogue.synthesis import synthesize
 from ecg_agent_ray.errors import ConfigError, DialogueError, MissingDependencyError
