@@ -72,7 +72,8 @@ class GrammarEngine(ABC):
         self._compile = lru_cache(maxsize=64)(compiler.compile_grammar)
         self.bitmask_shape = (1, vocabulary)
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-        self.never = torch.tensor(sorted(special - self.end_ids), dtype=torch.long)
+        self.never_set = frozenset(special - self.end_ids)
+        self.never = torch.tensor(sorted(self.never_set), dtype=torch.long)
 
     @abstractmethod
     def new_cache(self) -> KeyValues:
@@ -287,10 +288,17 @@ class _Decoding:
             del self.encoded[right:]
 
     def _choose(self, logits: torch.Tensor) -> int:
+        constrained = self.matcher.fill_next_token_bitmask(self.bitmask)
+        greedy = self.request.temperature <= 0
+        if greedy:
+            token = int(logits.argmax())
+            bit = (int(self.bitmask[0, token // 32]) >> (token % 32)) & 1
+            if token not in self.engine.never_set and (bit or not constrained):
+                return token  # most often; masking all the vocabulary takes longer than this
         logits[self.engine.never] = float("-inf")
-        if self.matcher.fill_next_token_bitmask(self.bitmask):
+        if constrained:
             xgrammar.apply_token_bitmask_inplace(logits.unsqueeze(0), self.bitmask)
-        if self.request.temperature <= 0:
+        if greedy:
             return int(logits.argmax())
         probabilities = torch.softmax(logits / self.request.temperature, dim=-1)
         if self.request.top_p < 1:
