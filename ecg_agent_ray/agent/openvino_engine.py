@@ -40,9 +40,9 @@ class OpenVINOEngine(GrammarEngine):
     adapter
         Folder of a PEFT adapter, merged before quantisation.
     dtype
-        ``"float32"`` or ``"bfloat16"``, in which is calculated; None takes float32. Weights and what
-        they are multiplied with have eight bits then; with bf16 weights are widened first, which
-        took longer for up to eight tokens on a CPU with AMX.
+        ``"float32"`` or ``"bfloat16"``, in which is calculated; None takes float32. Weights and
+        what they are multiplied with have eight bits then; in bf16 weights are widened first,
+        which took longer for up to eight tokens on a CPU with AMX.
     threads
         None takes all cores.
     cache_entries, cache_tokens, draft_tokens
