@@ -57,6 +57,7 @@ def register(app: typer.Typer) -> None:
     dialogues.command("validate")(validate)
     dialogues.command("stats")(stats)
     dialogues.command("clean")(clean)
+    dialogues.command("drafts")(drafts)
     group.add_typer(dialogues, name="dialogues")
     prepare = typer.Typer(
         help="Public data sets in Parquet and as .mat files, with manifests, for training."
@@ -225,6 +226,31 @@ def clean(
             ],
         }
     )
+
+
+def drafts(
+    file: DialogueFile,
+    output: Annotated[Path, typer.Option(help="drafts.txt of an agent's folder.")],
+    most: Annotated[int, typer.Option(min=1, help="Messages at most.")] = 800,
+) -> None:
+    """Messages from which an agent's engine guesses its next tokens; the model checks each guess.
+
+    Take dialogues in the wording that the agent was trained on and about nobody: with made-up tool
+    outputs. An agent's folder with this file writes the same text in fewer steps.
+    """
+    from ecg_agent_ray.agent.chat_format import TOOL_OUTPUT_MARKER
+    from ecg_agent_ray.agent.drafts import choose_drafts, write_drafts
+    from ecg_agent_ray.dialogue import load_dialogues, render_turn
+
+    turns = [turn for item in load_dialogues(file).dialogues for turn in item.turns]
+    texts = [
+        render_turn(turn).partition(TOOL_OUTPUT_MARKER)
+        for turn in turns
+        if turn.action and turn.role == "assistant"
+    ]
+    chosen = choose_drafts([own + ("\n" if marker else "") for own, marker, _ in texts], most)
+    write_drafts(output, chosen)
+    emit({"messages": len(chosen), "output": str(output)})
 
 
 def prepare_ptbxl(

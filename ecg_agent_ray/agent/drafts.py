@@ -8,21 +8,33 @@ nothing but its place in the batch, and greedy output stays what the model alone
 
 from __future__ import annotations
 
+import re
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["DRAFTS_NAME", "DraftMemory", "PromptDrafts", "read_drafts"]
+__all__ = [
+    "DRAFTS_NAME",
+    "DraftMemory",
+    "PromptDrafts",
+    "choose_drafts",
+    "read_drafts",
+    "write_drafts",
+]
 
 DRAFTS_NAME = "drafts.txt"
 """File beside an agent's weights: messages as it writes them, to guess from at the start."""
 
 _Key = tuple[int, ...]
+_Words = tuple[str, ...]
 _ORDERS = (8, 6, 4, 3, 2)
 """Lengths of the runs that a guess is looked up by, the longest first."""
 _PROMPT_ORDERS = (4, 3, 2)
 _MOST_SEEN = 20
+_WORDS = 4
+_NEW_SHARE = 0.12
+"""Of a message's runs of four words: with fewer new ones it would add little."""
 
 
 class DraftMemory:
@@ -119,3 +131,24 @@ def read_drafts(folder: Path | None) -> list[str]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.replace("\\n", "\n") for line in lines if line]
+
+
+def write_drafts(path: Path, messages: Iterable[str]) -> None:
+    """Write what :func:`read_drafts` reads."""
+    lines = [message.replace("\n", "\\n") for message in messages]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def choose_drafts(messages: Iterable[str], most: int) -> list[str]:
+    """The most frequent messages, without those that say little new; numbers count as alike."""
+    chosen: list[str] = []
+    seen: set[_Words] = set()
+    for message, _ in Counter(messages).most_common():
+        words = re.sub(r"\d+", "0", message).replace("\n", " \n ").split(" ")
+        runs = {tuple(words[i : i + _WORDS]) for i in range(max(1, len(words) - _WORDS + 1))}
+        if len(runs - seen) >= max(1, _NEW_SHARE * len(runs)):
+            chosen.append(message)
+            seen |= runs
+        if len(chosen) == most:
+            break
+    return chosen
