@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ecg_agent_ray.agent.engine import GenerationRequest
-from ecg_agent_ray.agent.loop import Agent, offered_actions
-from ecg_agent_ray.agent.toolbox import Toolbox
+from ecg_agent_ray.agent.loop import Agent
+from ecg_agent_ray.agent.toolbox import Toolbox, offered_actions
 from ecg_agent_ray.dialogue import Dialogue, Turn, render_turn
 from ecg_agent_ray.errors import ConfigError, DialogueError, InputError
 from ecg_agent_ray.evaluation.alignment import aligned_records

@@ -98,7 +98,8 @@ class MeasurementReplica(_Replica):
         """``{"detail": the CLI's JSON, "output": the dialogue form}``, as the other tools."""
         from ecg_agent_ray import tools
 
-        return _both(tools.measure(self.recording(ecg_id), **options))
+        recording = self.recording(ecg_id)
+        return _both(tools.measure(_nameless(recording), **options), recording)
 
     @traced
     def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
@@ -143,8 +144,14 @@ def _rounded(row: Any) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 4) for value in row]
 
 
-def _both(result: Any) -> dict[str, Any]:
-    return {"detail": result.to_dict(), "output": result.to_dialogue()}
+def _nameless(recording: Recording) -> Recording:
+    """The recording without its file's name, whose words a failure's message would repeat."""
+    return replace(recording, record_id="the recording")
+
+
+def _both(result: Any, recording: Recording) -> dict[str, Any]:
+    detail = result.to_dict() | {"record_id": recording.record_id}
+    return {"detail": detail, "output": result.to_dialogue()}
 
 
 class ClassificationReplica(_Replica):
@@ -178,19 +185,22 @@ class ClassificationReplica(_Replica):
 
         recording = self.recording(ecg_id)
         model, arm = self._models.pick(options["leads"], ecg_id)
-        result = tools.classify(recording, model=model.part, **options)
+        nameless = _nameless(recording)
+        result = tools.classify(nameless, model=model.part, **options)
         if arm == "champion":
-            return _both(result)
+            return _both(result, recording)
         champion = self._models.champion(options["leads"])
-        usual = tools.classify(recording, model=champion.part, **options)
-        return _both(result) | {"canary": compare(usual.to_dict(), result.to_dict())}
+        usual = tools.classify(nameless, model=champion.part, **options)
+        return _both(result, recording) | {"canary": compare(usual.to_dict(), result.to_dict())}
 
     @traced
     def explanation(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         from ecg_agent_ray import tools
 
         model, _ = self._models.pick(options["leads"], ecg_id)
-        return _both(tools.explain(self.recording(ecg_id), model=model.part, **options))
+        recording = self.recording(ecg_id)
+        explained = tools.explain(_nameless(recording), model=model.part, **options)
+        return _both(explained, recording)
 
 
 def _try_classifier(classifier: Any, leads: str) -> None:
