@@ -200,7 +200,10 @@ class _Decoding:
         The tokens of a text depend on what follows it (``Thought: The`` ends in `` The``, not in a
         blank and ``The``), so the last one is left to the model, under the grammar's mask.
         """
-        forced = self.matcher.find_jump_forward_string()
+        try:
+            forced = self.matcher.find_jump_forward_string()
+        except UnicodeDecodeError:
+            return  # within a character whose next byte alone is certain: no text yet
         if not forced:
             return
         encode, out = self.engine.format.ids, self.out

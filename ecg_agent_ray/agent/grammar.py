@@ -69,7 +69,7 @@ def message_grammar(request: GenerationRequest, *, with_prefix: bool = True) -> 
             raise ConfigError("a prefix has to reach into the content of the message")
         begun = bool(request.prefix.split(CONTENT_MARKER, 1)[1].strip())
         rest = "content_rest" if begun else "content"
-        literal = f"{json.dumps(request.prefix)} " if with_prefix else ""
+        literal = f"{json.dumps(request.prefix, ensure_ascii=False)} " if with_prefix else ""
         return rules + f"root ::= {literal}{rest}\n"
     calls = [action for action in request.actions if action.is_tool_call]
     answers = [action for action in request.actions if not action.is_tool_call]

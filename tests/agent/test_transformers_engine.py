@@ -229,3 +229,13 @@ def test_a_loaded_model_needs_a_tokenizer(make_tiny_model: Callable[..., Any]) -
 def test_dtype_comes_with_its_reason() -> None:
     assert choose_dtype("cpu", "float32") == ("float32", "asked for")
     assert choose_dtype("cpu")[1]
+
+
+@pytest.mark.parametrize("letter", ["é", "語", "😀"])
+def test_a_begun_message_may_hold_any_letter(tiny_engine: TransformersEngine, letter: str) -> None:
+    begun = f"Action: response\nThought: I {letter} answer.\nContent: So {letter} far. "
+    messages = [SYSTEM, {"role": "user", "content": "hi"}]
+    for numbers in (None, ("72",)):
+        request = GenerationRequest(prefix=begun, numbers=numbers, max_tokens=48)
+        text = tiny_engine.generate(messages, request).text()
+        assert parse_turn((begun + text).rstrip("\n")).thought == f"I {letter} answer."
