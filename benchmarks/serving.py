@@ -139,8 +139,8 @@ def _service(args: argparse.Namespace, *, followed: bool) -> Iterator[Bench]:
             tokens_file=tokens_file,
             deployments=DeploymentsConfig(
                 ingress=pair.model_copy(update={"max_ongoing_requests": 256}),
-                measurement=pair,
-                classification=pair,
+                measurement=pair.model_copy(update={"max_ongoing_requests": 3}),
+                classification=pair.model_copy(update={"max_ongoing_requests": 3}),
                 agent=pair.model_copy(update={"max_queued_requests": 16}),
             ),
         )

@@ -137,11 +137,13 @@ class DeploymentsConfig(_Model):
         description="HTTP: routes, tokens, limits. Holds no model.",
     )
     measurement: DeploymentConfig = Field(
-        default=DeploymentConfig(),
+        # more at once hold each other up: eight threads measure a quarter less than three
+        default=DeploymentConfig(max_ongoing_requests=3),
         description="Reads uploads, measures, assesses quality, plots. CPU only.",
     )
     classification: DeploymentConfig = Field(
-        default=DeploymentConfig(), description="The ECG classifier and its explanations."
+        default=DeploymentConfig(max_ongoing_requests=3),
+        description="The ECG classifier and its explanations.",
     )
     agent: DeploymentConfig = Field(
         default=DeploymentConfig(max_ongoing_requests=16, max_queued_requests=16),
