@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -183,6 +184,9 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
             worker_runtime_env={"env_vars": environment},
         ),
     )
+    # a report waits until the one before was fetched, which Ray Train does every two seconds: steps
+    # shorter than that would wait. The variable is handed on to Ray Train's controller
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     try:
         return trainer.fit()
     except ray.train.TrainingFailedError as error:
