@@ -1,6 +1,7 @@
 """The page in headless Chromium, against `ecg-agent serve` with tokens and the shipped models.
 
 Debian's `chromium` is looked for, or what CHROMIUM names; without it these tests are skipped.
+SCREENSHOTS names a folder for what each test's tabs show at its end.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ _COUNT_PIXELS = """(name) => {
 
 
 @pytest.fixture
-def new_tab(chromium: Any, served: Served) -> Iterator[Callable[..., Tab]]:
+def new_tab(
+    chromium: Any, served: Served, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Tab]]:
     """Makes tabs. At the end none may have had a script error or a breach of the page's policy."""
     contexts, tabs = [], []
 
@@ -202,6 +205,9 @@ def new_tab(chromium: Any, served: Served) -> Iterator[Callable[..., Tab]]:
         return tab
 
     yield make
+    if folder := os.environ.get("SCREENSHOTS"):
+        for number, tab in enumerate(tabs):
+            tab.page.screenshot(path=Path(folder) / f"{request.node.name}-{number}.png")
     for context in contexts:
         context.close()
     assert [fault for tab in tabs for fault in tab.faults] == []
