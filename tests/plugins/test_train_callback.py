@@ -145,7 +145,7 @@ def test_mlflow_stopped_within_a_job_loses_nothing(
     closed_port: int,
     mlflow_server: Callable[..., AbstractContextManager[str]],
 ) -> None:
-    """A real server on its port, stopped for a minute of a running job: 60 steps of a second."""
+    """A real server on its port, stopped for a minute of a running job: 62 steps of a second."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
