@@ -83,7 +83,7 @@ def local_ray(
         return
     with contextlib.ExitStack() as cleanup:
         if job_server:
-            # Ray's jobs look for "the latest cluster" of the temporary folder, which has to be this
+            # its jobs look for "the latest cluster" of the temporary folder, which has to be this
             folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
             options["_temp_dir"] = cleanup.enter_context(folder)
         cleanup.enter_context(_no_ray_process_left())
@@ -98,6 +98,10 @@ def local_ray(
                 # Ray gives a node 30 s, which a machine under load may need more than once
                 ray.shutdown()
                 _start(ray, **options)
+            if job_server:
+                # as `ray start` does; without it a job joins whichever cluster of the machine
+                gcs_address = ray.get_runtime_context().gcs_address
+                ray._private.utils.write_ray_address(gcs_address, options["_temp_dir"])
             yield ray
         finally:
             ray.shutdown()

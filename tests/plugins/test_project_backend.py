@@ -51,6 +51,9 @@ with mlflow.start_run():
         mlflow.log_metric("step", step, step=step)
         print("line", step, flush=True)
         time.sleep(0.1)
+    if "JOIN" in os.environ:
+        import ray
+        ray.init(logging_level="ERROR")
     mlflow.set_tag("token", os.environ.get("HANDED_OVER", "none"))
 sys.exit(int(float(code)))
 """
@@ -196,10 +199,12 @@ def test_ctrl_c_stops_the_job_and_says_130(
 
 @pytest.mark.slow
 def test_without_an_address_a_cluster_is_made_and_gone_afterwards(
-    store: str, project: Path, tmp_path: Path
+    store: str, project: Path, job_server: str
 ) -> None:
+    """Beside another cluster of the machine, which its job must not take for its own."""
     command = [sys.executable, "-m", "mlflow", "run", str(project), "-b", "ray"]
     command += ["--env-manager", "local"]
+    command += ["--backend-config", json.dumps({"runtime_env": {"env_vars": {"JOIN": "1"}}})]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         command, capture_output=True, text=True, env=env | {"MLFLOW_TRACKING_URI": store}
