@@ -266,7 +266,7 @@ def test_the_pipeline_promotes_and_takes_over_what_is_unchanged(store: str, tmp_
     parent = run_project("pipeline", "local", store, home, output=tmp_path / "out")
     client = mlflow.MlflowClient()
     for name in ("ecg-classifier", "ecg-agent"):
-        assert client.get_model_version_by_alias(name, "champion").version == "1"
+        assert int(client.get_model_version_by_alias(name, "champion").version) == 1
     assert steps_of(parent) == dict.fromkeys(STEPS, False)
     command = [sys.executable, "-m", "ecg_agent_ray.pipelines.agent_chain"]
     command += [f"output={tmp_path / 'out'}", "experiment=Default"]
