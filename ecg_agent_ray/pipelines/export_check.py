@@ -168,7 +168,6 @@ def _run(source: str, original: str, rows: str, output: str) -> Mapping[str, Any
     agent.engine = counting
     metrics = evaluate_agent(rows, agent, "recorded", output=output, history="with_gt")
     usage = counting.usage
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "next_action_accuracy": metrics["next_action_accuracy"],
         "turns": metrics["n_turns"],
@@ -176,9 +175,20 @@ def _run(source: str, original: str, rows: str, output: str) -> Mapping[str, Any
             usage.completion_tokens / max(usage.prefill_s + usage.decode_s, 1e-9), 2
         ),
         "load_s": round(loaded, 2),
-        # Linux gives KiB, macOS bytes
-        "peak_memory_mib": round(peak / (_MIB if sys.platform == "darwin" else 1024), 1),
+        "peak_memory_mib": round(_peak_mib(), 1),
     }
+
+
+def _peak_mib() -> float:
+    """Most resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # not ru_maxrss: Linux starts it at what the parent had when it started this process
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (_MIB if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":
