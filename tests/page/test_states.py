@@ -49,6 +49,7 @@ def test_a_missing_classifier_leaves_the_rest(new_tab: Callable[..., Any]) -> No
     page.wait_for_selector("#findings .findings li")
 
 
+@pytest.mark.slow
 def test_a_killed_classifier_is_said_and_comes_back(
     new_tab: Callable[..., Any], served: Any
 ) -> None:

@@ -43,7 +43,7 @@ export class Dialogue {
     this.messages = [];
     this.steps = [];
     this.sources = { measurement: null, classification: null, explanations: [] };
-    $("say").placeholder = ecg ? `Ask about ${ecg.record_id}` : "Ask about ECGs, or open one first";
+    $("say").placeholder = ecg ? `Ask about ${ecg.record_id}` : "Ask about ECGs";
     $("log").replaceChildren(this.#greeting());
     $("suggestions").replaceChildren(...(ecg ? SUGGESTIONS : []).map((text) => this.#suggestion(text)));
     this.#configurations(ecg);
