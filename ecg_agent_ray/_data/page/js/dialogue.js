@@ -70,7 +70,7 @@ export class Dialogue {
   #configurations(ecg) {
     const leads = ecg?.leads ?? [];
     const choices = [
-      hasTwelve(leads) && ["12-lead", "sees all 12 leads"],
+      hasTwelve(leads) && ["12-lead", "sees 12 leads"],
       leads.includes("II") && ["II", "sees lead II alone"],
       leads.includes("I") && ["I", "sees lead I alone"],
     ].filter(Boolean);
