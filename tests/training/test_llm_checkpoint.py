@@ -54,11 +54,9 @@ def train(
     if first:
         restore_engine(engine, *load_training_state(folder))
     rng = random.Random(3)
+    rows = [[rng.randrange(60) for _ in range(20 + 9 * row)] for row in range(2)]
     losses = []
-    for step in range(STEPS):
-        rows = [[rng.randrange(60) for _ in range(20 + 9 * row)] for row in range(2)]
-        if step < first:
-            continue
+    for step in range(first, STEPS):
         if step == SAVED and not first:
             save_training_state(engine, folder, {"step": step}, rank=rank, world=world)
         total = torch.zeros(())
@@ -87,10 +85,12 @@ def run(world: int, job: LLMFinetuneConfig, folder: Path, first: int = 0) -> lis
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    torch.manual_seed(0)
     shape = LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=2, **sizes)
     LlamaForCausalLM(shape).save_pretrained(folder)
     return folder
