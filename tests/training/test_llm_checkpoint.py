@@ -48,7 +48,7 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=torch.optim.AdamW(trained, lr=1e-2),
+        optimizer=torch.optim.AdamW(trained, lr=2e-3),
         config=job.deepspeed(gpu=False, workers=world),
     )
     if first:
