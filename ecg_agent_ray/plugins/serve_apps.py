@@ -23,6 +23,7 @@ __all__ = ["Applications", "DeployFailedError", "endpoint_app", "model_app"]
 
 _ANSWER_S = 600.0
 _POLL_S = 0.3
+_DELETE_S = 300.0
 
 
 class DeployFailedError(EcgAgentError):
@@ -110,7 +111,17 @@ class Applications:
             time.sleep(_POLL_S)
 
     def delete(self, name: str) -> None:
-        self._serve().delete(name)
+        """Remove it; returns when its replicas have gone.
+
+        Raises :class:`ServiceError` after minutes: Serve's own wait is as long as a replica that
+        never started may take to drain.
+        """
+        self._serve().delete(name, _blocking=False)
+        deadline = time.monotonic() + _DELETE_S
+        while self.status(name) is not None:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{name} is still being deleted after {_DELETE_S:.0f} s")
+            time.sleep(_POLL_S)
 
     def status(self, name: str) -> Any | None:
         return self._serve().status().applications.get(name)
