@@ -34,7 +34,7 @@ from ecg_agent_ray.classifier.challenge import CLASSES, challenge_classes
 from ecg_agent_ray.classifier.labels import LABELS
 from ecg_agent_ray.classifier.shards import MANIFEST, read_row
 from ecg_agent_ray.ecg import Recording
-from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
 from ecg_agent_ray.plugins.fetch import fetched, is_url
 
 __all__ = [
@@ -245,7 +245,12 @@ def _read_prepared(folder: str) -> list[LabelledRecord]:
     if not is_url(folder):
         folder = str(Path(folder).resolve())
     folder = folder.rstrip("/")
-    tables = {name: _rows(fetched(f"{folder}/{name}")) for name in (MANIFEST, "classes.csv")}
+    try:
+        tables = {name: _rows(fetched(f"{folder}/{name}")) for name in (MANIFEST, "classes.csv")}
+    except ModelNotFoundError as error:
+        raise ConfigError(
+            f"prepared data is not there: {error.message}", hint="it is made by `data prepare`"
+        ) from error
     assessed = frozenset(row["code"] for row in tables["classes.csv"])
     records = [
         LabelledRecord(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ecg_agent_ray.classifier.preprocessing import SAMPLING_RATE, STANDARD_LEADS
 from ecg_agent_ray.ecg import Recording
-from ecg_agent_ray.errors import CorruptRecordingError, InputError
+from ecg_agent_ray.errors import CorruptRecordingError, ModelNotFoundError
 from ecg_agent_ray.plugins.fetch import fetched
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def read_row(shard: str, row: int, record_id: str) -> Recording:
         table = _opened(shard).read_row_group(row, columns=["signal"], use_threads=False)
         values = table["signal"].chunk(0).values.to_numpy()
         signal = values.reshape(len(STANDARD_LEADS), -1)
-    except (InputError, OSError, ValueError, IndexError, KeyError) as error:
+    except (ModelNotFoundError, OSError, ValueError, IndexError, KeyError) as error:
         raise CorruptRecordingError(f"{shard} has no recording in row {row}: {error}") from error
     return Recording(
         signal=np.asarray(signal, dtype=np.float32),

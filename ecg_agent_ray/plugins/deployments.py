@@ -165,12 +165,15 @@ class RayServeClient(BaseDeploymentClient):
         self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
     ) -> None:
         """Take it out of its endpoint, let it finish its requests and remove it."""
-        self._existing(name, "deployment")
-        for other in self.list_endpoints():
-            if name in other["traffic"]:
-                left = {key: value for key, value in other["traffic"].items() if key != name}
-                self.update_endpoint(other["name"], {"traffic": left})
-        self._apps.delete(name)
+        with _mlflow_errors():
+            self._deletable(name)
+            for other in self._apps.names("MLflowEndpoint"):
+                # an endpoint that does not answer may send it requests: then it stays
+                traffic = self._apps.about(other)["traffic"]
+                if name in traffic:
+                    left = {key: value for key, value in traffic.items() if key != name}
+                    self.update_endpoint(other, {"traffic": left})
+            self._apps.delete(name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         found = [self.get_deployment(name) for name in self._apps.names("MLflowModel")]
@@ -179,7 +182,7 @@ class RayServeClient(BaseDeploymentClient):
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """``name, flavor, model_uri, status, replicas, url, endpoint, config, message``."""
         status = self._existing(name, "deployment")
-        about = self._apps.about(name)
+        about = self._apps.about_if_known(name)
         return {
             "name": name,
             "flavor": FLAVOR,
@@ -240,7 +243,7 @@ class RayServeClient(BaseDeploymentClient):
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         """``name, status, url, traffic``."""
         status = self._existing(endpoint, "endpoint")
-        about = self._apps.about(endpoint)
+        about = self._apps.about_if_known(endpoint)
         return {
             "name": endpoint,
             "status": status.status.value,
@@ -260,6 +263,12 @@ class RayServeClient(BaseDeploymentClient):
             except DeployFailedError as error:
                 raise MlflowException(f"endpoint {name!r} {error}", INTERNAL_ERROR) from error
         return self.get_endpoint(name)
+
+    def _deletable(self, name: str) -> None:
+        """A deployment, or what its builder made of one that is too ill to say so."""
+        status = self._apps.status(name)
+        if status is None or status.status.value == "RUNNING":
+            self._existing(name, "deployment")
 
     def _existing(self, name: str, kind: str) -> Any:
         app = {"deployment": "MLflowModel", "endpoint": "MLflowEndpoint"}[kind]

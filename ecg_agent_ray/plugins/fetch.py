@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
@@ -38,20 +39,39 @@ def fetched(source: str | Path) -> Path:
     if not is_url(source):
         return Path(source)
     url = str(source).rstrip("/")
+    shown = _shown(url)
     files, root = _open(url)
     try:
         folder = files.isdir(root)
         members = sorted(files.find(root)) if folder else [root]
-        state = [(member, files.ukey(member)) for member in members]
+        state = [(member, *_state(files, member)) for member in members]
         name = hashlib.sha256(repr((url, state)).encode()).hexdigest()[:24]
-        target = load_settings().cache_dir / "remote" / name / root.rsplit("/", 1)[-1]
+        target = load_settings().cache_dir / "remote" / name / _name(root)
         if not target.exists():
             _copy(files, root, target, recursive=folder)
     except FileNotFoundError as error:
-        raise ModelNotFoundError(f"nothing is at {url}") from error
+        raise ModelNotFoundError(f"nothing is at {shown}") from error
     except Exception as error:  # each file system raises its own kinds
-        raise InputError(f"cannot read {url}: {type(error).__name__}: {error}") from error
+        said = str(error).replace(url, shown)
+        raise InputError(f"cannot read {shown}: {type(error).__name__}: {said}") from error
     return target
+
+
+def _state(files: Any, member: str) -> tuple[Any, ...]:
+    """What changes with the contents; of HTTP's files ``ukey`` says that they never do."""
+    about = files.info(member)
+    return files.ukey(member), *(about.get(key) for key in ("ETag", "Last-Modified", "size"))
+
+
+def _shown(url: str) -> str:
+    """``url`` as it may be printed: without a password, and without a query, which may sign it."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _name(root: str) -> str:
+    return urlsplit(root).path.rsplit("/", 1)[-1]
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -61,10 +81,10 @@ def _open(url: str) -> tuple[Any, str]:
         files, root = url_to_fs(url)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{url}: {error}", hint="for s3:// pip install 'ecg-agent-ray[s3]'"
+            f"{_shown(url)}: {error}", hint="for s3:// pip install 'ecg-agent-ray[s3]'"
         ) from error
     except ValueError as error:
-        raise InputError(f"cannot read {url}: {error}") from error
+        raise InputError(f"cannot read {_shown(url)}: {error}") from error
     files.invalidate_cache()
     return files, root.rstrip("/")
 
@@ -73,7 +93,10 @@ def _copy(files: Any, root: str, target: Path, *, recursive: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as partial:
         made = Path(partial) / target.name
-        files.get(f"{root}/" if recursive else root, str(made), recursive=recursive)
+        if recursive:
+            files.get(f"{root}/", str(made), recursive=True)
+        else:
+            files.get_file(root, str(made))
         try:
             made.rename(target)
         except OSError:

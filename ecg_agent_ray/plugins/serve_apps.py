@@ -24,6 +24,7 @@ __all__ = ["Applications", "DeployFailedError", "endpoint_app", "model_app"]
 _ANSWER_S = 600.0
 _POLL_S = 0.3
 _DELETE_S = 300.0
+_ABOUT_S = 10.0
 
 
 class DeployFailedError(EcgAgentError):
@@ -50,8 +51,12 @@ def _built(named: str, args: Mapping[str, Any], about: Mapping[str, Any]) -> Any
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"no builder {named}: {error}") from error
     filled = _with_model(args, about["model_uri"]) | {"deployed_as": dict(about)}
-    (parameter,) = inspect.signature(builder).parameters.values()
-    typed = parameter.annotation
+    parameters = list(inspect.signature(builder).parameters.values())
+    if len(parameters) != 1:
+        raise ConfigError(
+            f"{named} takes {len(parameters)} arguments; a builder of Serve's takes one"
+        )
+    typed = parameters[0].annotation
     if inspect.isclass(typed) and issubclass(typed, BaseModel):
         return builder(validated(typed, filled, f"args of {named}"))
     return builder(filled)
@@ -135,8 +140,9 @@ class Applications:
         own = {"MLflowModel", "MLflowEndpoint"} & set(status.deployments)
         if own or deployment != "MLflowModel":
             return deployment in own
-        # made by a builder, or none of ours
-        return "model_uri" in self.about(name)
+        # made by a builder, or none of ours; one that is ill cannot say which, so only its owner,
+        # who names it, may take it for his
+        return "model_uri" in self.about_if_known(name)
 
     def replicas(self, status: Any) -> dict[str, int]:
         """Numbers of replicas by their state."""
@@ -147,12 +153,25 @@ class Applications:
         return counts
 
     def about(self, name: str) -> dict[str, Any]:
-        """What the replicas say they are; empty where none answers."""
+        """What the replicas say they are.
+
+        Raises :class:`ServiceError` where none answers: what is to be changed must be known.
+        """
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        with contextlib.suppress(TimeoutError, RayError, RayServeException):
-            return dict(self.call(name, "about", timeout_s=60))
+        try:
+            return dict(self.call(name, "about", timeout_s=_ABOUT_S))
+        except (TimeoutError, RayError, RayServeException) as error:
+            raise ServiceError(
+                f"no replica of {name} says what it is: {type(error).__name__}",
+                hint="wait until it is healthy, or delete it",
+            ) from error
+
+    def about_if_known(self, name: str) -> dict[str, Any]:
+        """:meth:`about`, empty where no replica answers."""
+        with contextlib.suppress(ServiceError):
+            return self.about(name)
         return {}
 
     def call(self, name: str, method: str, *arguments: Any, timeout_s: float = _ANSWER_S) -> Any:

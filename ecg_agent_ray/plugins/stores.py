@@ -77,7 +77,7 @@ def store_errors(uri: str) -> Iterator[None]:
 
         if not isinstance(error, MlflowException | SQLAlchemyError | SQLiteError | ImportError):
             raise
-        said = shown(str(error).strip().splitlines()[0])
+        said = shown((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise ConfigError(
             f"MLflow cannot use the store {shown(uri)}: {said}", hint="see MLFLOW_TRACKING_URI"
         ) from error

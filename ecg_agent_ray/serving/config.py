@@ -344,13 +344,15 @@ class ServiceConfig(_Model):
         """Refuse to listen beyond this machine without tokens.
 
         Raises:
-            ConfigError: ``host`` is no loopback address and there is no tokens file.
+            ConfigError: there is no tokens file, and ``host`` is no loopback address, or the proxy
+                of a running cluster listens, wherever that does.
         """
-        if is_loopback(self.host) or self.allow_unauthenticated:
+        if self.allow_unauthenticated or (is_loopback(self.host) and not self.deployed_as):
             return
         if self.resolved().tokens_file is None:
+            where = "behind the cluster's proxy" if self.deployed_as else f"on {self.host}"
             raise ConfigError(
-                f"refusing to listen on {self.host} without API tokens",
+                f"refusing to listen {where} without API tokens",
                 hint="make some with `ecg-agent tokens create` and set ECG_AGENT_API_TOKENS, "
                 "listen on 127.0.0.1, or set allow_unauthenticated: true",
             )

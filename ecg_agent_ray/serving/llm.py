@@ -10,7 +10,10 @@ neither.
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ __all__ = ["LLM_NAME", "HandleEngine", "adapter_engine", "build_llm", "llm_confi
 
 LLM_NAME = "ecg-agent-base"
 """What vLLM calls the base weights."""
+_SILENCE_S = 60.0
 
 
 def llm_config(config: ServiceConfig) -> Any:
@@ -99,10 +103,12 @@ class HandleEngine(ChatCompletionsEngine):
             chunks of its stream.
         model: what vLLM knows the weights by: the base's name, or an adapter's URI, which is also
             what the replicas are chosen by (one that holds the adapter already, if there is one).
+        silence_s: until a stream without a next chunk is given up with a ServiceError.
     """
 
-    def __init__(self, handle: DeploymentHandle, model: str) -> None:
+    def __init__(self, handle: DeploymentHandle, model: str, silence_s: float = _SILENCE_S) -> None:
         super().__init__(f"llm#{model}", model, grammar="vllm")
+        self._silence_s = silence_s
         adapter = "" if model == LLM_NAME else model
         self._handle = handle.options(
             stream=True, method_name="write", multiplexed_model_id=adapter
@@ -110,11 +116,34 @@ class HandleEngine(ChatCompletionsEngine):
 
     def chunks(self, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         stream: Any = self._handle.remote(dict(body))
+        silent, chunk_came = threading.Event(), threading.Event()
+        ended = False
+
+        def watch() -> None:
+            while chunk_came.wait(self._silence_s):
+                chunk_came.clear()
+                if ended:
+                    return
+            silent.set()
+            stream.cancel()
+
+        # a handle's stream has no timeout of its own, and this thread waits in it
+        threading.Thread(target=watch, daemon=True, name="llm-silence").start()
         try:
-            yield from stream
-        except CALL_FAILURES as error:
+            for chunk in stream:
+                chunk_came.set()
+                yield chunk
+        except (*CALL_FAILURES, CancelledError, asyncio.CancelledError) as error:
+            if silent.is_set():
+                raise ServiceError(
+                    f"the language model said nothing for {self._silence_s:.0f} s"
+                ) from error
+            if not isinstance(error, CALL_FAILURES):
+                raise
             raise as_service_error(error, "the language model") from error
         finally:
+            ended = True
+            chunk_came.set()
             # a turn that ends early, at a tool's output or because its client left
             stream.cancel()
 

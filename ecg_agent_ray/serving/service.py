@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ecg_agent_ray.errors import ServiceError
@@ -21,12 +21,13 @@ __all__ = ["running_service"]
 APPLICATION = "ecg-agent"
 _log = logging.getLogger(__name__)
 _RAY = {
-    # a dead proxy is replaced after three missed checks; Serve's own period is 10 s
+    # a dead proxy is replaced after three missed checks; Serve's own period is 10 s. In a cluster,
+    # where three might fall within a reload of HAProxy or a moment without network, `kube/` has 1
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.1",
     # Ray's own 15 lets everything else on the machine go before somebody who waits for an answer
     "RAY_worker_niceness": "0",
 }
-"""What Ray reads where it starts, unless the user set it. `kube/` sets the same."""
+"""What Ray reads where it starts, unless the user set it."""
 
 
 @contextlib.contextmanager
@@ -70,14 +71,24 @@ def _local_ray(config: ServiceConfig) -> Iterator[bool]:
     import ray
 
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
-    for name, value in _RAY.items():
-        os.environ.setdefault(name, value)
     before = signal.getsignal(signal.SIGTERM)
-    with local_ray(num_cpus=_cpus(config)):
+    with _variables(_RAY if ours else {}), local_ray(num_cpus=_cpus(config)):
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own handler there, which kills its processes under Serve's feet
             signal.signal(signal.SIGTERM, before)
         yield ours
+
+
+@contextlib.contextmanager
+def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Those that are not set, for the block: a later Ray of this process is not this service's."""
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 def _check_no_serve() -> None:

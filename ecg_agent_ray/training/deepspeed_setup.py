@@ -57,12 +57,14 @@ def clear_dead_builds() -> None:
     """Remove the locks that killed builds of DeepSpeed's ops left in ``TORCH_EXTENSIONS_DIR``.
 
     torch waits for such a lock without end and without a word. To be called on each node before
-    DeepSpeed is started; a build that may still be under way keeps its lock.
+    DeepSpeed is started; a build that may still be under way, which writes into its folder, keeps
+    its lock.
     """
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
     for lock in Path(folder).glob("*/lock") if folder else ():
         with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > _BUILD_S:
+            written = max(path.stat().st_mtime for path in lock.parent.iterdir())
+            if time.time() - written > _BUILD_S:
                 lock.unlink()
                 logger.warning("removed %s, left by a build that was killed", lock)
 

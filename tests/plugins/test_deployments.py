@@ -225,7 +225,7 @@ def test_the_commands_that_are_written_down_are_mlflows() -> None:
 
     text = shipped("mlflow_projects/README.md").read_text() + str(deployments.__doc__)
     written = re.findall(r"^ *mlflow deployments (\S+) (.*?)(?:#.*)?$", text, re.MULTILINE)
-    assert len(written) == 5
+    assert len(written) >= 5
     for verb, options in written:
         assert commands.commands[verb].make_context(verb, shlex.split(options))
 

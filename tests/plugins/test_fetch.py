@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
@@ -44,6 +49,48 @@ def test_a_folder_keeps_its_names(cache: Path) -> None:
     assert (copy / "config.json").read_text() == "{}"
     assert (copy / "plots" / "a.png").read_bytes() == b"x"
     assert [path for path in cache.rglob("*") if path.name.startswith("tmp")] == []
+
+
+class _Store(BaseHTTPRequestHandler):
+    body = b"one"
+
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path != "/model.pt":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("ETag", sha256(self.body).hexdigest())
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.body)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def http_store() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_signed_link_is_followed_and_its_signature_told_nobody(
+    http_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = f"?X-Amz-Signature={'5ec2e7' * 60}"
+    copy = fetched(f"{http_store}/model.pt{signed}")
+    assert (copy.name, copy.read_bytes()) == ("model.pt", b"one")
+    monkeypatch.setattr(_Store, "body", b"another")
+    assert fetched(f"{http_store}/model.pt{signed}").read_bytes() == b"another"
+    with pytest.raises((InputError, ModelNotFoundError), match="gone") as caught:
+        fetched(f"{http_store}/gone.pt{signed}")
+    assert "5ec2e7" not in str(caught.value)
 
 
 def test_errors_are_typed() -> None:

@@ -58,6 +58,9 @@ def test_the_whole_service_from_mlflows_command_line(
         "route_prefix": "/",
     }
     client = get_deploy_client("ray-serve")
+    with pytest.raises(MlflowException, match="without API tokens"):
+        client.create_deployment("open", "models:/ecg-classifier@champion", config=config)
+    config["args"] = json.dumps(args := args | {"allow_unauthenticated": True})
     with pytest.raises(MlflowException, match="agnet"):
         wrong = config | {"args": json.dumps(args | {"agnet": "auto"})}
         client.create_deployment("wrong", "models:/ecg-classifier@champion", config=wrong)

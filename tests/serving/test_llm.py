@@ -5,6 +5,7 @@ vLLM itself is not installed where these tests usually run; what needs it is ski
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
@@ -78,6 +79,8 @@ def writer(service: Any) -> Iterator[Any]:
                 raise ServiceError("another adapter than the handle was asked for")
             if body["messages"][-1]["content"] == "fail":
                 raise ServiceError("the language model refused: too long")
+            if body["messages"][-1]["content"] == "stall":
+                await asyncio.sleep(120)
             yield {"choices": [{"delta": {"role": "assistant", "content": ""}}]}
             for word in said.split(" "):
                 yield piece(f"{word} ")
@@ -96,6 +99,9 @@ def test_a_turn_over_a_handle(writer: Any) -> None:
         assert (final.usage.prompt_tokens, final.usage.completion_tokens) == (11, 7)
     with pytest.raises(ServiceError, match="too long"):
         Agent(HandleEngine(writer, LLM_NAME)).respond([{"role": "user", "content": "fail"}])
+    with pytest.raises(ServiceError, match="said nothing for 1 s"):
+        stalls = HandleEngine(writer, LLM_NAME, silence_s=1)
+        Agent(stalls).respond([{"role": "user", "content": "stall"}])
 
 
 def test_only_agents_of_the_served_base_model(tmp_path: Path) -> None:
