@@ -72,11 +72,14 @@ class BlockPool:
         import openvino
 
         held = self.n_blocks if self.tensors else 0
+        tensors = {}
         for name, (kind, shape) in self._forms.items():
             grown = openvino.Tensor(kind, openvino.Shape([size, *shape]))
             if held:
                 grown.data[:held] = self.tensors[name].data
-            self.tensors[name] = grown
+            tensors[name] = grown
+        # all at once: where memory ends half way, the pool is as it was
+        self.tensors.update(tensors)
         self._free.extend(range(held, size))
 
 

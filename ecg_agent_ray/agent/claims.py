@@ -117,7 +117,7 @@ _GENERIC = re.compile(
     r"|^\W*normal\s+(?:is|are|lies)\b"
     r"|\b(?:normally|typically|usually|generally|in general|adults|athletes|people|should be"
     r"|would be|considered|if|for example|e\.g|guidelines?|cut-?offs?|thresholds?|squares?"
-    r"|box(?:es)?|paper|defined|means?|when)\b",
+    r"|box(?:es)?|paper|defined|means?|when|an?\s+(?:athlete|adult|person|child))\b",
     re.IGNORECASE,
 )
 _LIMIT_SLACK = 10.0
@@ -127,6 +127,11 @@ _OWN = re.compile(
     r"\b(?:your|yours|you have|you've|this (?:ecg|recording|trace|tracing|signal|one|is|value)|here"
     r"|the (?:ecg|recording|trace|tracing|tool|measurement|classifier|analysis)|measured|measures"
     r"|we (?:see|found|have)|i (?:see|found|measured))\b",
+    re.IGNORECASE,
+)
+_IS = re.compile(
+    r"(?:\s+(?:interval|duration|time))?\s+(?:is|was|lies|stays|remains)"
+    r"(?:\s+(?:\w+ly|now|well|just|far|still|a bit|a little))*\s*",
     re.IGNORECASE,
 )
 _BELOW = re.compile(
@@ -326,13 +331,19 @@ class _Clause:
     ) -> bool:
         """Whether "in general, the heart rate is below 60 bpm" speaks of this ECG after all.
 
-        It does unless the number is a usual limit, on its usual side: "generally, the PR interval
-        is below 200 ms" is true of people.
+        It does where the quantity itself is said to be so, unless the number is a usual limit, on
+        its usual side: "generally, the PR interval is below 200 ms" is true of people, and so is
+        "the PR interval is prolonged above 200 ms".
         """
         if quantity is None or comparison == "between" or not _IN_GENERAL.search(before):
             return False
         words = _QUANTITIES[quantity][0]
-        if not re.search(rf"\b(?:the|your)\s+(?:{words})", before, re.IGNORECASE):
+        named = re.search(rf"\b(?:the|your)\s+(?:{words})", before, re.IGNORECASE)
+        if named is None or _GENERIC.search(_IN_GENERAL.sub("", before)):
+            return False
+        compared = {"below": _BELOW, "above": _ABOVE}.get(comparison)
+        bound = compared.search(before) if compared else None
+        if bound is not None and not _IS.fullmatch(before[named.end() : bound.start()]):
             return False
         usual = QUANTITIES.get(quantity)
         limit = None if usual is None else {"below": usual.high, "above": usual.low}.get(comparison)

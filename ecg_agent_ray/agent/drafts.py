@@ -8,11 +8,14 @@ nothing but its place in the batch, and greedy output stays what the model alone
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "DRAFTS_NAME",
@@ -129,7 +132,12 @@ def read_drafts(folder: Path | None) -> list[str]:
     path = None if folder is None else folder / DRAFTS_NAME
     if path is None or not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        # they save time and nothing else
+        logger.warning("the first guesses in %s cannot be read: %s", path, error)
+        return []
     return [line.replace("\\n", "\n") for line in lines if line]
 
 

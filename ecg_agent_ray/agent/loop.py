@@ -267,7 +267,7 @@ class _UserTurn:
         """The tool calls of one message; several where an endpoint's model asks for several."""
         turns = [_parsed(part) for part in _ACTION_BEGINS.split(text) if part.strip()]
         calls = {turn.assistant_action: turn for turn in turns if turn and turn.is_tool_call}
-        room = max(1, self.agent.max_tool_calls - len(self.results))
+        room = max(0, self.agent.max_tool_calls - len(self.results))
         return list(calls.values())[:room]
 
     def _call(self, calls: Sequence[Turn]) -> Iterator[Event]:

@@ -19,7 +19,7 @@ import httpx
 
 from ecg_agent_ray.agent.chat_format import TOOL_OUTPUT_MARKER
 from ecg_agent_ray.agent.engine import Generation, GenerationRequest, Message
-from ecg_agent_ray.agent.grammar import message_grammar
+from ecg_agent_ray.agent.grammar import CONTENT_MARKER, message_grammar
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
@@ -105,14 +105,23 @@ class ChatCompletionsEngine(ABC):
 
     def _stream(self, body: dict[str, Any], generation: Generation) -> Iterator[str]:
         started = time.perf_counter()
+        text = ""
         try:
             for chunk in self.chunks(body):
-                yield from self._read(chunk, generation)
+                # a call behind an answer that is being shown comes too late to be made
+                late = CONTENT_MARKER in text
+                for piece in self._read(chunk, generation, calls=not late):
+                    new = piece if text else piece.lstrip("\n")
+                    text += new
+                    if new:
+                        yield new
         finally:
             generation.usage.decode_s = time.perf_counter() - started
 
     @staticmethod
-    def _read(chunk: Mapping[str, Any], generation: Generation) -> Iterator[str]:
+    def _read(
+        chunk: Mapping[str, Any], generation: Generation, *, calls: bool = True
+    ) -> Iterator[str]:
         usage = chunk.get("usage")
         if usage:
             details = usage.get("prompt_tokens_details") or {}
@@ -123,7 +132,7 @@ class ChatCompletionsEngine(ABC):
             delta = choice.get("delta") or {}
             if text := delta.get("content"):
                 yield text
-            for call in delta.get("tool_calls") or ():
+            for call in (delta.get("tool_calls") or ()) if calls else ():
                 # the name comes once, arguments in further pieces; ours take none
                 if name := (call.get("function") or {}).get("name"):
                     yield f"\nAction: {name}\nThought: The tool is needed.\n"

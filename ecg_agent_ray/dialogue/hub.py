@@ -23,7 +23,7 @@ _LOCAL = "download its files elsewhere and give their path: Parquet or JSONL row
 def is_hub_name(source: str | Path) -> bool:
     """Whether ``owner/name[:split]`` is meant: no path of this machine, no file's name."""
     text = str(source)
-    if text.endswith(_SUFFIXES) or Path(text).exists():
+    if re.search(r"\.(?:jsonl?|ndjson|parquet|csv|tsv|gz|txt)$", text) or Path(text).exists():
         return False
     # a folder that is there makes the name a path with a mistake in it
     return _NAME.match(text) is not None and not Path(text.split("/")[0]).is_dir()
@@ -64,7 +64,8 @@ def hub_files(name: str) -> list[Path]:
 
 def _is_of(file: Path, split: str) -> bool:
     """``data/test-00000-of-00001.parquet``, ``test.jsonl``, ``test/0.parquet`` are of test."""
-    return split in re.split(r"[^a-z0-9]+", str(file).lower())
+    name = re.escape(split.lower())
+    return re.search(rf"(?<![a-z0-9]){name}(?![a-z0-9])", str(file).lower()) is not None
 
 
 def _fetch(repo: str) -> Path:

@@ -75,6 +75,12 @@ BORNE_OUT = [
     "In general, a heart rate below 60 bpm is called slow.",
     "In general, the heart rate is considered slow below 60 bpm.",
     "In general, the heart rate is above 70 bpm.",
+    "In general, the QTc is prolonged above 450 ms.",
+    "Generally, the PR interval is prolonged above 200 ms.",
+    "In general, the QRS is wide above 120 ms.",
+    "Generally, the heart rate rises above 100 bpm during exercise.",
+    "In general, the heart rate slows below 60 bpm during sleep.",
+    "Generally, the heart rate of an athlete is 50 bpm.",
     "",
 ]
 
@@ -110,6 +116,7 @@ CONTRADICTED = [
     "Generally, your heart rate is 85 bpm.",
     "In general, the PR interval is above 200 ms.",
     "Overall, the QTc is below 400 ms.",
+    "In general, your heart rate is clearly below 60 bpm.",
 ]
 
 

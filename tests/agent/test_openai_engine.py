@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ecg_agent_ray.agent import Agent, GenerationRequest, OpenAIEngine, ToolResult
+from ecg_agent_ray.agent.events import StatusEvent
 from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import ConfigError, ServiceError
@@ -22,7 +23,7 @@ USER = [{"role": "user", "content": "heart rate?"}]
 
 class Endpoint:
     def __init__(self) -> None:
-        self.texts: list[str | list[str]] = []
+        self.texts: list[str | list[str] | tuple[str, list[str]]] = []
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
@@ -44,9 +45,10 @@ def endpoint() -> Iterator[Endpoint]:
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             said = state.texts.pop(0)
-            for word in said.split(" ") if isinstance(said, str) else ():
+            text, calls = said if isinstance(said, tuple) else (said, said)
+            for word in text.split(" ") if isinstance(text, str) else ():
                 self._send({"choices": [{"delta": {"content": word + " "}}]})
-            for index, name in enumerate(said if isinstance(said, list) else ()):
+            for index, name in enumerate(calls if isinstance(calls, list) else ()):
                 call = {"index": index, "id": f"c{index}", "type": "function"}
                 for function in ({"name": name, "arguments": ""}, {"arguments": "{}"}):
                     delta = {"tool_calls": [call | {"function": function}]}
@@ -154,6 +156,21 @@ def test_tools_asked_for_at_once_run_at_once(endpoint: Endpoint, asked: str | li
     said = [message["content"] for message in endpoint.bodies[1]["messages"]]
     assert [text for text in said if "Tool_Output: [" in text]
     assert [text for text in said if "72.35" in text]
+
+
+def test_a_call_behind_an_answer_is_not_shown(endpoint: Endpoint, fixed_toolbox: Any) -> None:
+    endpoint.texts = [(SAY, ["call_measurement_tool"])]
+    agent = Agent(OpenAIEngine(endpoint.url, "m", offer_tools=True), grounding=False)
+    final = agent.respond(USER, fixed_toolbox)
+    assert final.content == "Your heart rate is 72 bpm."
+    assert not final.steps
+
+
+def test_the_page_is_told_of_a_call_at_once(endpoint: Endpoint, fixed_toolbox: Any) -> None:
+    endpoint.texts = [["call_measurement_tool"], SAY]
+    agent = Agent(OpenAIEngine(endpoint.url, "m", offer_tools=True))
+    stages = [e.status for e in agent.run(USER, fixed_toolbox) if isinstance(e, StatusEvent)]
+    assert stages[:2] == ["calling_tool", "answering"]
 
 
 def test_no_more_tools_at_once_than_allowed(endpoint: Endpoint, fixed_toolbox: Any) -> None:
