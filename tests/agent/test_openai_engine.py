@@ -170,7 +170,7 @@ def test_the_page_is_told_of_a_call_at_once(endpoint: Endpoint, fixed_toolbox: A
     endpoint.texts = [["call_measurement_tool"], SAY]
     agent = Agent(OpenAIEngine(endpoint.url, "m", offer_tools=True))
     stages = [e.status for e in agent.run(USER, fixed_toolbox) if isinstance(e, StatusEvent)]
-    assert stages[:2] == ["calling_tool", "answering"]
+    assert stages[:2] == ["thinking", "calling_tool"]
 
 
 def test_no_more_tools_at_once_than_allowed(endpoint: Endpoint, fixed_toolbox: Any) -> None:
