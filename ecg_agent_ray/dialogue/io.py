@@ -60,8 +60,7 @@ def load_dialogues(
     a published data set tells, else 12-lead. Raises :class:`DialogueError` where the path or its
     format is unusable; malformed rows are listed in ``problems``.
     """
-    leads = lead_configuration or (lead_of_name(str(path)) if is_hub_name(path) else None)
-    leads = leads or "12-lead"
+    leads = lead_configuration or lead_of_name(str(path)) or "12-lead"
     dialogues: list[Dialogue] = []
     problems: list[RowProblem] = []
     n_rows = 0

@@ -7,7 +7,7 @@ r"""MLflow's deployment target "ray-serve": models as Ray Serve applications.
 A model with a service of its own is deployed by that service's builder, the same that Serve's YAML
 files name; `args` are its configuration:
 
-    mlflow deployments create -t ray-serve -n cardio -m models:/ecg-agent@champion \
+    mlflow deployments create -t ray-serve --name cardio -m models:/ecg-agent@champion \
         -C builder=ecg_agent_ray.serving:build -C args='{"agent": "{model_uri}"}' \
         -C route_prefix=/
 
