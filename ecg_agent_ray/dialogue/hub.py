@@ -13,10 +13,10 @@ from pathlib import Path
 from ecg_agent_ray.dialogue.turns import LeadConfiguration
 from ecg_agent_ray.errors import DialogueError
 
-__all__ = ["hub_files", "is_hub_name", "lead_of_name"]
+__all__ = ["SUFFIXES", "hub_files", "is_hub_name", "lead_of_name"]
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?::(?P<split>\w+))?$")
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _LOCAL = "download its files elsewhere and give their path: Parquet or JSONL rows are read as well"
 
 
@@ -50,10 +50,10 @@ def hub_files(name: str) -> list[Path]:
             f"{name!r} is no data set's name", hint="owner/name or owner/name:split"
         )
     folder = _fetch(match["repo"])
-    found = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES)
+    found = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
     found = [file for file in found if not file.name.startswith("dataset_info")]
     if not found:
-        raise DialogueError(f"data set {match['repo']} holds no {', '.join(_SUFFIXES)} file")
+        raise DialogueError(f"data set {match['repo']} holds no {', '.join(SUFFIXES)} file")
     split = match["split"]
     chosen = [file for file in found if _is_of(file.relative_to(folder), split or "train")]
     if split and not chosen:
@@ -81,7 +81,7 @@ def _fetch(repo: str) -> Path:
     try:
         return Path(
             snapshot_download(
-                repo, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in _SUFFIXES]
+                repo, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]
             )
         )
     except GatedRepoError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecg_agent_ray.dialogue.hub import hub_files, is_hub_name, lead_of_name
+from ecg_agent_ray.dialogue.hub import SUFFIXES, hub_files, is_hub_name, lead_of_name
 from ecg_agent_ray.dialogue.turns import Dialogue, LeadConfiguration
 from ecg_agent_ray.errors import DialogueError
 
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +127,9 @@ def dialogue_files(source: str | Path) -> list[Path]:
         return hub_files(str(source))
     path = Path(source).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in _SUFFIXES)
+        found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
         if not found:
-            raise DialogueError(f"{path} holds no {', '.join(_SUFFIXES)} file")
+            raise DialogueError(f"{path} holds no {', '.join(SUFFIXES)} file")
         return found
     if not path.is_file():
         raise DialogueError(f"{path} does not exist")
@@ -139,9 +138,9 @@ def dialogue_files(source: str | Path) -> list[Path]:
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise DialogueError(
-            f"{path} is of no dialogue format", hint=f"use one of {', '.join(_SUFFIXES)}"
+            f"{path} is of no dialogue format", hint=f"use one of {', '.join(SUFFIXES)}"
         )
 
 

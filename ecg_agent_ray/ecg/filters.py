@@ -87,12 +87,11 @@ def band(
     The same as filtering forwards and backwards, done in one go on the spectrum. A high edge at or
     above 0.45 of the rate is left open: there is nothing above it to remove.
     """
-    if high_hz is not None and high_hz >= 0.45 * rate:
-        high_hz = None
-    if low_hz is None and high_hz is None:
+    cascade = _cascade(low_hz, high_hz, rate, order)
+    if not cascade:
         return np.asarray(signal, dtype=np.float64)
     pad_s = _LONG_PAD_S if low_hz else _SHORT_PAD_S
-    return _filtered(signal, rate, pad_s, [[(order, low_hz, high_hz)]])[0]
+    return _filtered(signal, rate, pad_s, [cascade])[0]
 
 
 def bands(
@@ -101,11 +100,7 @@ def bands(
     edges_hz: Sequence[tuple[float | None, float | None]],
 ) -> list[npt.NDArray[np.float64]]:
     """Several bands of one signal, each as of :func:`band`, from one spectrum."""
-    cascades: list[list[_Edges]] = []
-    for low_hz, high_hz in edges_hz:
-        open_above = high_hz is None or high_hz >= 0.45 * rate
-        inside = low_hz is not None or not open_above
-        cascades.append([(2, low_hz, None if open_above else high_hz)] if inside else [])
+    cascades = [_cascade(low_hz, high_hz, rate) for low_hz, high_hz in edges_hz]
     return _filtered(signal, rate, _LONG_PAD_S, cascades)
 
 
@@ -114,10 +109,17 @@ def low_passes(
 ) -> list[npt.NDArray[np.float64]]:
     """``signal`` above ``low_hz``, once below each of ``high_hz``: as of :func:`band` with the
     one and then with the other edge, for half the transforms."""
-    cascades: list[list[_Edges]] = [
-        [(2, low_hz, None), *([(2, None, high)] if high < 0.45 * rate else [])] for high in high_hz
-    ]
+    cascades = [[(2, low_hz, None), *_cascade(None, high, rate)] for high in high_hz]
     return _filtered(signal, rate, _LONG_PAD_S, cascades)
+
+
+def _cascade(
+    low_hz: float | None, high_hz: float | None, rate: float, order: int = 2
+) -> list[_Edges]:
+    """The filter of a band, or none where nothing of the signal is outside it."""
+    if high_hz is not None and high_hz >= 0.45 * rate:
+        high_hz = None
+    return [] if low_hz is None and high_hz is None else [(order, low_hz, high_hz)]
 
 
 def _filtered(

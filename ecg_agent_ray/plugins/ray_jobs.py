@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.errors import ConfigError, ServiceError
+from ecg_agent_ray.plugins.environment import variables
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -59,7 +59,7 @@ def connect(
     # tells of each stream that ends
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
-        with _preferred(address):
+        with variables({_OVERRIDE: address}):
             return JobSubmissionClient(address, headers=headers, verify=verify)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise ServiceError(f"no Ray job server answers at {address}: {_first(error)}") from error
@@ -171,18 +171,6 @@ async def _tail(
                 await waiting
         with contextlib.suppress(RuntimeError):
             await stream.aclose()  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _preferred(address: str) -> Iterator[None]:
-    before = os.environ.get(_OVERRIDE)
-    os.environ[_OVERRIDE] = address
-    try:
-        yield
-    finally:
-        os.environ.pop(_OVERRIDE)
-        if before is not None:
-            os.environ[_OVERRIDE] = before
 
 
 def _client_error() -> type[Exception]:

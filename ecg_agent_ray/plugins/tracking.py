@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.plugins.environment import variables
 from ecg_agent_ray.plugins.spool import RunSpool, resend
 from ecg_agent_ray.plugins.stores import check_store, store_errors
 from ecg_agent_ray.settings import load_settings
@@ -317,20 +318,9 @@ def _end(run: TrackedRun, status: str) -> None:
             mlflow.end_run(status)
 
 
-@contextlib.contextmanager
-def _no_http_retries(active: bool) -> Iterator[None]:
+def _no_http_retries(active: bool) -> contextlib.AbstractContextManager[None]:
     """Let MLflow's client give up at once; it retries a refused connection for minutes."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    if active:
-        os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        if active:
-            os.environ.pop(name)
-            if before is not None:
-                os.environ[name] = before
+    return variables({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"} if active else {})
 
 
 @contextlib.contextmanager

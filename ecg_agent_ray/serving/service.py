@@ -9,10 +9,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ecg_agent_ray.errors import ServiceError
+from ecg_agent_ray.plugins.environment import variables
 from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.serving.config import ServiceConfig
 
@@ -72,23 +73,11 @@ def _local_ray(config: ServiceConfig) -> Iterator[bool]:
 
     ours = not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
     before = signal.getsignal(signal.SIGTERM)
-    with _variables(_RAY if ours else {}), local_ray(num_cpus=_cpus(config)):
+    with variables(_RAY if ours else {}, keep=True), local_ray(num_cpus=_cpus(config)):
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own handler there, which kills its processes under Serve's feet
             signal.signal(signal.SIGTERM, before)
         yield ours
-
-
-@contextlib.contextmanager
-def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Those that are not set, for the block: a later Ray of this process is not this service's."""
-    new = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            os.environ.pop(name, None)
 
 
 def _check_no_serve() -> None:

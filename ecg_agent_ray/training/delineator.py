@@ -7,15 +7,13 @@ result.metrics     # by lead, as `evaluate measurement` writes them; empty witho
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.plugins.environment import variables
 from ecg_agent_ray.training.data_parallel import cpus_for, fit
 from ecg_agent_ray.training.delineator_config import DelineatorTrainConfig
 from ecg_agent_ray.training.delineator_data import held_out
@@ -124,7 +122,7 @@ def _evaluate(config: DelineatorTrainConfig, model: Path) -> dict[str, dict[str,
     from ecg_agent_ray.evaluation.measurement import evaluate_measurement
 
     result: dict[str, dict[str, Any]] = {}
-    with _measuring_with(model):
+    with variables({"ECG_AGENT_DELINEATOR": str(model)}):
         for source in config.annotated:
             records = [record.record_id for record in held_out(source, config.hold_out)]
             leads = config.evaluate_leads if source.database == "ludb" else ["auto"]
@@ -140,16 +138,3 @@ def _evaluate(config: DelineatorTrainConfig, model: Path) -> dict[str, dict[str,
                 headline = {name: metrics[name] for name in _HEADLINE}
                 result.setdefault(source.database, {})[lead] = headline
     return result
-
-
-@contextmanager
-def _measuring_with(model: Path) -> Iterator[None]:
-    before = os.environ.get("ECG_AGENT_DELINEATOR")
-    os.environ["ECG_AGENT_DELINEATOR"] = str(model)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ECG_AGENT_DELINEATOR"]
-        else:
-            os.environ["ECG_AGENT_DELINEATOR"] = before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from ecg_agent_ray.agent.load import BUILTIN_AGENT, AgentManifest, write_manifes
 from ecg_agent_ray.dialogue import LeadConfiguration, dialogue_files, read_dialogues
 from ecg_agent_ray.dialogue.hub import is_hub_name
 from ecg_agent_ray.errors import ConfigError, PlanDoesNotFitError, TrainingError
+from ecg_agent_ray.plugins.environment import variables
 from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
 from ecg_agent_ray.training.deepspeed_setup import check_compiler, deepspeed_environment
@@ -186,9 +186,10 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
     )
     # a report waits until the one before was fetched, which Ray Train does every two seconds: steps
     # shorter than that would wait. The variable is handed on to Ray Train's controller
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    quick = variables({"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}, keep=True)
     try:
-        return trainer.fit()
+        with quick:
+            return trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingError(f"fine-tuning failed: {error}") from error
 

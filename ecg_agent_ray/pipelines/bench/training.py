@@ -10,7 +10,6 @@ at Ray's lower one, so that what else runs on the machine disturbs both jobs ali
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import tempfile
 import time
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ecg_agent_ray import __version__, ecg
 from ecg_agent_ray.pipelines.bench.timing import hardware, single_thread
+from ecg_agent_ray.plugins.environment import variables
 
 if TYPE_CHECKING:
     from ecg_agent_ray.classifier.dataset import LabelledRecord
 
 __all__ = ["bench_training"]
 
-_NICENESS = "RAY_worker_niceness"
 _NETWORK = {
     "layers": 3,
     "width": 128,
@@ -112,18 +111,13 @@ def _apart(home: Path) -> Iterator[None]:
     """Runs of a benchmark are not for the user's MLflow, nor its workers for the least priority."""
     import mlflow
 
-    names = ("ECG_AGENT_HOME", "MLFLOW_TRACKING_URI", _NICENESS)
+    own = {"ECG_AGENT_HOME": str(home / "state"), "MLFLOW_TRACKING_URI": None}
     uri = mlflow.get_tracking_uri()
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ["ECG_AGENT_HOME"] = str(home / "state")
-    os.environ[_NICENESS] = "0"
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-        mlflow.set_tracking_uri(uri)
+    with variables({**own, "RAY_worker_niceness": "0"}):
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(uri)
 
 
 def _epochs(
