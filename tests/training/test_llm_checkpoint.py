@@ -71,6 +71,8 @@ def train(
         losses.append(float(total))
     if rank == 0:
         (folder / f"losses-{world}.txt").write_text("\n".join(map(repr, losses)))
+    # ends gloo's threads: an interpreter that exits under them is aborted now and then
+    torch.distributed.destroy_process_group()
 
 
 def run(world: int, job: LLMFinetuneConfig, folder: Path, first: int = 0) -> list[float]:

@@ -42,12 +42,14 @@ def dialogue(rate: int) -> Dialogue:
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
     """A random two-layer Llama with the laptop model's tokenizer."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, load_tokenizer
 
     folder = tmp_path / "tiny"
     tokenizer = load_tokenizer(LAPTOP_BASE_MODEL)
+    torch.manual_seed(0)  # tests compare their losses with each other
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -137,7 +139,14 @@ def test_every_zero_stage_gives_the_same_losses_and_a_whole_adapter(
     from transformers import AutoModelForCausalLM
 
     result = finetune_llm(
-        job(tmp_path, tiny_model, "out", "steps=4", f"distributed.zero_stage={stage}")
+        job(
+            tmp_path,
+            tiny_model,
+            "out",
+            "steps=4",
+            "dtype=float32",
+            f"distributed.zero_stage={stage}",
+        )
     )
     weights = load_file(Path(result.agent_dir) / "adapter_model.safetensors")
     assert len(weights) == 2 * 7 * 2
@@ -149,7 +158,7 @@ def test_every_zero_stage_gives_the_same_losses_and_a_whole_adapter(
     assert manifest["lead_configuration"] == "12-lead"
     reference = tmp_path.parent / "losses.json"
     if reference.exists():
-        assert losses(result) == pytest.approx(json.loads(reference.read_text()), rel=2e-3)
+        assert losses(result) == pytest.approx(json.loads(reference.read_text()), rel=1e-4)
     else:
         reference.write_text(json.dumps(losses(result)))
 
