@@ -2,21 +2,30 @@
 
 Whatever fsspec opens is taken. A copy is made once and lies under ``$ECG_AGENT_CACHE/remote``,
 named by the URL and the state of what is there (S3: the ETag), so that a changed object is fetched
-anew. Processes of one machine share copies; a copy is made beside its name and then renamed.
+anew. Processes of one machine share copies: one fetches while the others wait, and a copy is made
+beside its name and then renamed. A copy that nobody asked for in 30 days goes when another is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
 
 from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
 
 __all__ = ["fetched", "is_url"]
+
+_UNUSED_S = 30 * 24 * 3600
 
 
 def is_url(source: str | Path) -> bool:
@@ -46,9 +55,15 @@ def fetched(source: str | Path) -> Path:
         members = sorted(files.find(root)) if folder else [root]
         state = [(member, *_state(files, member)) for member in members]
         name = hashlib.sha256(repr((url, state)).encode()).hexdigest()[:24]
-        target = load_settings().cache_dir / "remote" / name / _name(root)
-        if not target.exists():
-            _copy(files, root, target, recursive=folder)
+        copies = load_settings().cache_dir / "remote"
+        copies.mkdir(parents=True, exist_ok=True)
+        target = copies / name / _name(root)
+        with FileLock(copies / f"{name}.lock"):
+            if target.exists():
+                os.utime(target.parent)
+            else:
+                _remove_unused(copies)
+                _copy(files, root, target, recursive=folder)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"nothing is at {shown}") from error
     except Exception as error:  # each file system raises its own kinds
@@ -90,15 +105,19 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _copy(files: Any, root: str, target: Path, *, recursive: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as partial:
         made = Path(partial) / target.name
         if recursive:
             files.get(f"{root}/", str(made), recursive=True)
         else:
             files.get_file(root, str(made))
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.exists():  # else another process was quicker
-                raise
+        made.rename(target)
+
+
+def _remove_unused(copies: Path) -> None:
+    """Copies whose folder's time, set at each use, is long past; their locks stay (empty files)."""
+    for copy in copies.iterdir():
+        with contextlib.suppress(OSError):  # another process may be at it
+            if copy.is_dir() and time.time() - copy.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(copy)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from ecg_agent_ray.errors import InputError, ModelNotFoundError
 from ecg_agent_ray.plugins.fetch import fetched, is_url
@@ -49,6 +54,38 @@ def test_a_folder_keeps_its_names(cache: Path) -> None:
     assert (copy / "config.json").read_text() == "{}"
     assert (copy / "plots" / "a.png").read_bytes() == b"x"
     assert [path for path in cache.rglob("*") if path.name.startswith("tmp")] == []
+
+
+def test_workers_that_ask_at_once_fetch_once(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"one")
+    fetches = []
+
+    class Counted(LocalFileSystem):
+        protocol = "counted"
+        cachable = False
+
+        def get_file(self, *args: Any, **kwargs: Any) -> None:
+            fetches.append(args)
+            time.sleep(0.2)
+            super().get_file(*args, **kwargs)
+
+    fsspec.register_implementation("counted", Counted, clobber=True)
+    with ThreadPoolExecutor(6) as workers:
+        copies = set(workers.map(fetched, [f"counted://{tmp_path}/weights.pt"] * 6))
+    assert [copy.read_bytes() for copy in copies] == [b"one"]
+    assert len(fetches) == 1
+
+
+def test_copies_that_nobody_uses_go(tmp_path: Path) -> None:
+    for name in ("old", "used", "new"):
+        (tmp_path / name).write_bytes(name.encode())
+    old, used = (fetched(f"file://{tmp_path / name}") for name in ("old", "used"))
+    for copy in (old, used):
+        os.utime(copy.parent, (0, 0))
+    assert fetched(f"file://{tmp_path / 'used'}") == used
+    fetched(f"file://{tmp_path / 'new'}")
+    assert used.exists()
+    assert not old.exists()
 
 
 class _Store(BaseHTTPRequestHandler):
