@@ -7,24 +7,22 @@ import logging
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 from ecg_agent_ray.errors import MissingDependencyError
 from ecg_agent_ray.settings import load_settings
 
 __all__ = [
+    "build_ops",
     "check_compiler",
-    "clear_dead_builds",
     "deepspeed_environment",
     "safe_deepspeed_globals",
 ]
 
 logger = logging.getLogger(__name__)
-
-_BUILD_S = 600
-"""No build of an op takes as long: half a minute was seen, minutes on a busy machine."""
 
 
 def check_compiler() -> None:
@@ -53,20 +51,26 @@ def deepspeed_environment(*, gpu: bool) -> dict[str, str]:
     return environment if gpu else {**environment, "DS_ACCELERATOR": "cpu"}
 
 
-def clear_dead_builds() -> None:
-    """Remove the locks that killed builds of DeepSpeed's ops left in ``TORCH_EXTENSIONS_DIR``.
+def build_ops() -> None:
+    """Compile and load what DeepSpeed's CPU collectives need; to be called before it is started.
 
-    torch waits for such a lock without end and without a word. To be called on each node before
-    DeepSpeed is started; a build that may still be under way, which writes into its folder, keeps
-    its lock.
+    torch marks a build by a file and waits for another's file without end and without a word, so
+    one killed half way holds up every later job. Here the builds of a machine take turns under a
+    lock that ends with its process; whoever holds it knows that any such file is a dead build's.
+    DeepSpeed then finds the op loaded. With ``DS_ACCELERATOR`` other than ``cpu`` nothing is built.
     """
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
-    for lock in Path(folder).glob("*/lock") if folder else ():
-        with contextlib.suppress(OSError):
-            written = max(path.stat().st_mtime for path in lock.parent.iterdir())
-            if time.time() - written > _BUILD_S:
-                lock.unlink()
-                logger.warning("removed %s, left by a build that was killed", lock)
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        return
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "builds.lock"):
+        for lock in folder.glob("*/lock"):
+            lock.unlink()
+            logger.warning("removed %s, left by a build that was killed", lock)
+        accelerator.create_op_builder("ShareMemCommBuilder").load(verbose=False)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
 from ecg_agent_ray.errors import ConfigError
-from ecg_agent_ray.training.deepspeed_setup import clear_dead_builds
+from ecg_agent_ray.training.deepspeed_setup import build_ops
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
     restore_engine,
@@ -158,7 +158,7 @@ class LLMWorker:
 
         gpu = torch.cuda.is_available()
         torch.manual_seed(self.config.seed)
-        clear_dead_builds()
+        build_ops()
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
         kernels = choose_kernels(self.config, gpu=gpu)
         settings_of_engine = self.config.deepspeed(gpu=gpu, workers=self.world)

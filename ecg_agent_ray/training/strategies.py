@@ -34,8 +34,8 @@ from ecg_agent_ray.classifier.model import EncoderLayer
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.classifier_config import StrategyConfig
 from ecg_agent_ray.training.deepspeed_setup import (
+    build_ops,
     check_compiler,
-    clear_dead_builds,
     safe_deepspeed_globals,
 )
 
@@ -205,7 +205,7 @@ class _DeepSpeed(SharedNetwork):
 
         self.plain, self.world, self.micro_steps = network, world, micro_steps
         gpu = next(network.parameters()).device.type == "cuda"
-        clear_dead_builds()
+        build_ops()
         deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # data are dealt out by the loop

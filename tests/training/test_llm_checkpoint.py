@@ -12,7 +12,7 @@ import pytest
 from ecg_agent_ray.agent.chat_format import EncodedDialogue
 from ecg_agent_ray.errors import CheckpointError
 from ecg_agent_ray.training.config import load_config
-from ecg_agent_ray.training.deepspeed_setup import deepspeed_environment
+from ecg_agent_ray.training.deepspeed_setup import build_ops, deepspeed_environment
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
     restore_engine,
@@ -43,6 +43,7 @@ def train(
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    build_ops()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     model = build_model(job)
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError, TrainingError
 from ecg_agent_ray.shipped import shipped
 from ecg_agent_ray.training.config import load_config
-from ecg_agent_ray.training.deepspeed_setup import check_compiler, clear_dead_builds
+from ecg_agent_ray.training.deepspeed_setup import build_ops, check_compiler
 from ecg_agent_ray.training.llm import LLMResult, finetune_llm
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 
@@ -114,19 +114,33 @@ def test_a_missing_compiler_is_said_in_one_line(
         check_compiler()
 
 
-def test_a_killed_builds_lock_holds_nobody_up(
+def test_a_build_killed_a_moment_ago_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead, alive = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
-    for lock in (dead, alive):
-        lock.parent.mkdir()
-        lock.touch()
-    long_ago = time.time() - 3600
-    os.utime(dead, (long_ago, long_ago))
+    from deepspeed.accelerator import get_accelerator
+
+    loaded: list[list[Path]] = []
+
+    class Builder:
+        def load(self, *, verbose: bool) -> None:
+            loaded.append(list(tmp_path.glob("*/lock")))
+
+    monkeypatch.setattr(get_accelerator(), "create_op_builder", lambda name: Builder())
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    clear_dead_builds()
-    assert not dead.exists()
-    assert alive.exists()
+    lock = tmp_path / "deepspeed_shm_comm_op" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    build_ops()
+    assert loaded == [[]]
+    with FileLock(tmp_path / "builds.lock"):
+        lock.touch()  # of a build under way
+        waiting = threading.Thread(target=build_ops, daemon=True)
+        waiting.start()
+        waiting.join(timeout=0.5)
+        assert lock.exists()
+        lock.unlink()
+    waiting.join(timeout=30)
+    assert loaded == [[], []]
 
 
 @pytest.mark.slow
