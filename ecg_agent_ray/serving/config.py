@@ -43,6 +43,9 @@ __all__ = [
 IMPORT_PATH = "ecg_agent_ray.serving:build"
 RETRY_AFTER_S = 5
 """Seconds that a 503 asks its client to wait."""
+_STATUSES = 8
+"""Readiness checks that a replica with a queue of its own answers beside its work."""
+_UNBOUNDED = 10_000
 
 
 class _Model(BaseModel):
@@ -86,12 +89,13 @@ class DeploymentConfig(_Model):
         default=1, description="OMP_NUM_THREADS of one replica, which torch and numpy follow."
     )
     max_ongoing_requests: PositiveInt = Field(
-        default=8, description="Requests one replica works on or holds at the same time."
+        default=8, description="Requests one replica works on at the same time."
     )
     max_queued_requests: int = Field(
         default=64,
         ge=-1,
-        description="Requests waiting per caller before the answer is 503; -1 is no bound.",
+        description="Requests that wait before the answer is 503; -1 is no bound. For measurement "
+        "and classification per replica and again per caller, else per caller.",
     )
     health_check_period_s: PositiveFloat = Field(default=10, description="Seconds between checks.")
     health_check_timeout_s: PositiveFloat = Field(
@@ -101,10 +105,17 @@ class DeploymentConfig(_Model):
         default=10, description="Seconds a replica gets to finish its requests when it is stopped."
     )
 
-    def options(self, environment: dict[str, str], *, room: int = 1) -> dict[str, Any]:
+    @property
+    def most_let_in(self) -> int:
+        """Requests that a replica with a queue of its own holds, with room for its status."""
+        queued = self.max_queued_requests
+        return self.max_ongoing_requests + (queued if queued >= 0 else _UNBOUNDED) + _STATUSES
+
+    def options(self, environment: dict[str, str], *, let_in: int | None = None) -> dict[str, Any]:
         """Keyword arguments of ``Deployment.options``; ``environment`` is set in the replica.
 
-        Serve lets ``room`` times as many requests through as the replica means to work on.
+        ``let_in``: requests that Serve lets a replica have at once, which then does the refusing;
+        None is ``max_ongoing_requests``.
         """
         size: dict[str, Any] = (
             {"autoscaling_config": self.autoscaling.model_dump()}
@@ -119,7 +130,7 @@ class DeploymentConfig(_Model):
                     "env_vars": {**environment, "OMP_NUM_THREADS": str(self.threads)},
                 },
             },
-            "max_ongoing_requests": self.max_ongoing_requests * room,
+            "max_ongoing_requests": let_in or self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
             "health_check_period_s": self.health_check_period_s,
@@ -328,11 +339,9 @@ class ServiceConfig(_Model):
         )
 
     def environment(self) -> dict[str, str]:
-        """Variables of the replicas: the builder's registry and caches, how they call others."""
+        """Variables of the replicas: the builder's registry and caches."""
         settings = load_settings()
         return {
-            # not through the object store, which small answers do not need
-            "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
             "ECG_AGENT_HOME": str(settings.home.resolve()),
             "ECG_AGENT_CACHE": str(settings.cache_dir),
             "MLFLOW_TRACKING_URI": self.tracking_uri or settings.mlflow_uri,

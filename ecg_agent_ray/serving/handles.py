@@ -33,6 +33,15 @@ CALL_FAILURES = (RayError, RayServeException, grpc.RpcError, TimeoutError, EcgAg
 _log = logging.getLogger(__name__)
 
 
+def _direct(handle: DeploymentHandle) -> DeploymentHandle:
+    """The handle over gRPC, not through Ray's object store, which small answers do not need.
+
+    Said here, since a handle keeps what was the default where the application was built:
+    RAY_SERVE_USE_GRPC_BY_DEFAULT in a replica comes too late for the handles that it is given.
+    """
+    return handle.options(_by_reference=False)
+
+
 def as_service_error(error: Exception, part: str) -> EcgAgentError:
     """What a failed call across the graph means to the caller."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, EcgAgentError):
@@ -60,9 +69,9 @@ class HandleBackend:
         timeouts: TimeoutsConfig,
     ) -> None:
         self._handles = {
-            "measurement": measurement,
-            "classification": classification,
-            "agent": agent,
+            "measurement": _direct(measurement),
+            "classification": _direct(classification),
+            "agent": _direct(agent),
         }
         self._timeouts = timeouts
 
@@ -166,8 +175,8 @@ class HandleToolbox:
         """What the agent remembers earlier turns by."""
         self._ecg_id = ecg_id
         self._configuration = lead_configuration
-        self._measurement = measurement
-        self._classification = classification
+        self._measurement = _direct(measurement)
+        self._classification = _direct(classification)
         self._timeout_s = timeout_s
         self.missing: set[str] = set()
         """Parts of the service that a call of this turn needed and did not get."""

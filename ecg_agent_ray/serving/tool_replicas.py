@@ -1,4 +1,4 @@
-"""The tools as Serve deployments; Serve runs their sync methods in threads."""
+"""The tools as Serve deployments; their work runs in threads, a bounded number at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import numpy as np
 from ecg_agent_ray import ecg
 from ecg_agent_ray.ecg import Recording
 from ecg_agent_ray.errors import RecordingError, ToolError
-from ecg_agent_ray.serving.config import ServiceConfig
+from ecg_agent_ray.serving.config import DeploymentConfig, ServiceConfig
 from ecg_agent_ray.serving.followed import ModelSet
 from ecg_agent_ray.serving.logs import configure_replica_logs
 from ecg_agent_ray.serving.models import ChosenModel
 from ecg_agent_ray.serving.store import EcgMeta, EcgStore
 from ecg_agent_ray.serving.tracing import configure_tracing, span
 from ecg_agent_ray.serving.uploads import read_upload
+from ecg_agent_ray.serving.work_queue import WorkQueue, in_turn
 
 __all__ = ["ClassificationReplica", "MeasurementReplica", "compare"]
 
@@ -46,9 +47,10 @@ def traced(method: Callable[[_R, str, Mapping[str, Any]], _T]) -> Callable[..., 
 
 
 class _Replica:
-    """What both have: the configuration and the store."""
+    """What both have: the configuration, the store, and the queue of their work."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, size: DeploymentConfig) -> None:
+        self.work = WorkQueue(size)
         configure_replica_logs()
         configure_tracing(config, type(self).__name__)
         self.config = config
@@ -68,21 +70,23 @@ class MeasurementReplica(_Replica):
     """Reads uploads, assesses quality, measures, plots. CPU only."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, config.deployments.measurement)
         self._plot_lock = threading.Lock()
         from ecg_agent_ray import tools
 
         # imports scipy and friends now, not in somebody's first request
         tools.measure(ecg.read(ecg.samples()[0]))
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return {"ready": True, "problem": None}
 
+    @in_turn
     def add_ecg(
         self, files: Sequence[tuple[str, bytes]], owner: str, ecg_id: str | None = None
     ) -> EcgMeta:
         return self._add(read_upload(files, self.config.limits), owner, ecg_id)
 
+    @in_turn
     def add_sample(self, record_id: str, owner: str) -> EcgMeta:
         return self._add(ecg.sample(record_id), owner)
 
@@ -93,6 +97,7 @@ class MeasurementReplica(_Replica):
         }
         return self.store.add(recording, quality, owner, ecg_id)
 
+    @in_turn
     @traced
     def measurement(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """``{"detail": the CLI's JSON, "output": the dialogue form}``, as the other tools."""
@@ -101,6 +106,7 @@ class MeasurementReplica(_Replica):
         recording = self.recording(ecg_id)
         return _both(tools.measure(_nameless(recording), **options), recording)
 
+    @in_turn
     @traced
     def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         """JSON of ``leads`` from ``start`` to ``end`` seconds, in mV; gaps are null."""
@@ -118,6 +124,7 @@ class MeasurementReplica(_Replica):
         }
         return json.dumps(body, allow_nan=False).encode()
 
+    @in_turn
     @traced
     def plot(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
         """SVG; ``marks`` adds the measured fiducial points."""
@@ -158,7 +165,7 @@ class ClassificationReplica(_Replica):
     """The classifiers and their explanations; follows whatever ``config.classifier`` names."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, config.deployments.classification)
         import torch
 
         torch.set_num_threads(config.deployments.classification.threads)
@@ -175,9 +182,10 @@ class ClassificationReplica(_Replica):
         _try_classifier(classifier, leads)
         return classifier, {}
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return self._models.status()
 
+    @in_turn
     @traced
     def classification(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         """As :meth:`MeasurementReplica.measurement`, with ``canary`` for the challenger's share."""
@@ -193,6 +201,7 @@ class ClassificationReplica(_Replica):
         usual = tools.classify(nameless, model=champion.part, **options)
         return _both(result, recording) | {"canary": compare(usual.to_dict(), result.to_dict())}
 
+    @in_turn
     @traced
     def explanation(self, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         from ecg_agent_ray import tools

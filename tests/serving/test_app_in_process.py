@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ecg_agent_ray import ecg
+from ecg_agent_ray.errors import ServiceError
 from ecg_agent_ray.serving import ServiceConfig, create_app
 from ecg_agent_ray.serving.access import Services
 from ecg_agent_ray.serving.config import (
@@ -43,26 +45,26 @@ class InProcess:
         self.uploads += 1
         if self.hold is not None:
             await self.hold.wait()
-        return await asyncio.to_thread(self._measurement.add_ecg, files, owner, ecg_id)
+        return await self._measurement.add_ecg(files, owner, ecg_id)
 
     async def add_sample(self, record_id: str, owner: str) -> EcgMeta:
-        return await asyncio.to_thread(self._measurement.add_sample, record_id, owner)
+        return await self._measurement.add_sample(record_id, owner)
 
     async def signal(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
-        return await asyncio.to_thread(self._measurement.signal, ecg_id, options)
+        return await self._measurement.signal(ecg_id, options)
 
     async def plot(self, ecg_id: str, options: Mapping[str, Any]) -> bytes:
-        return await asyncio.to_thread(self._measurement.plot, ecg_id, options)
+        return await self._measurement.plot(ecg_id, options)
 
     async def tool(self, name: str, ecg_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        return await asyncio.to_thread(getattr(self._measurement, name), ecg_id, options)
+        return await getattr(self._measurement, name)(ecg_id, options)
 
     def chat(self, turn: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         raise NotImplementedError
 
     async def status(self) -> dict[str, dict[str, Any]]:
         return {
-            "measurement": self._measurement.status(),
+            "measurement": await self._measurement.status(),
             "classification": {"ready": False, "problem": "away"},
             "agent": {"ready": False, "problem": "away"},
         }
@@ -170,6 +172,35 @@ def test_too_many_at_once_are_told_when_to_come_back(tmp_path: Path) -> None:
             assert int(answer.headers["retry-after"]) > 0
             assert answer.headers["content-type"] == "application/problem+json"
     assert ready.status_code == 200
+
+
+def test_a_busy_replica_tells_its_status_and_refuses_what_cannot_wait(tmp_path: Path) -> None:
+    """Work fills a replica: one more waits its turn, the next is refused, its status comes."""
+    size = DeploymentConfig(max_ongoing_requests=2, max_queued_requests=1)
+    store = str(tmp_path / "ecgs")
+    sizes = DeploymentsConfig(measurement=size)
+    config = ServiceConfig(store=store, deployments=sizes).resolved()
+    replica = MeasurementReplica(config)
+    # Serve must let in what the replica is to refuse, and its status
+    assert size.options({}, let_in=size.most_let_in)["max_ongoing_requests"] > 2 + 1
+    free = threading.Event()
+
+    def work() -> str:
+        assert free.wait(60)
+        return "done"
+
+    async def crowd() -> tuple[dict[str, Any], list[str | BaseException]]:
+        calls = [asyncio.create_task(replica.work.run(work)) for _ in range(4)]
+        while not calls[3].done():
+            await asyncio.sleep(0.01)
+        status = await replica.status()
+        free.set()
+        return status, await asyncio.gather(*calls, return_exceptions=True)
+
+    status, results = asyncio.run(crowd())
+    assert status["ready"] is True
+    assert results[:3] == ["done"] * 3
+    assert isinstance(results[3], ServiceError)
 
 
 def test_a_body_that_trickles_is_ended(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,28 +98,28 @@ def test_the_champion_is_followed_and_a_broken_one_is_not(
     registry.point("champion", first)
     held = replica(tmp_path)
     meta = held.store.add(ecg.sample(3), {}, "a")
-    assert held.status()["version"] == first.uri
-    before = held.classification(meta.id, {"leads": "12-lead"})["detail"]
+    assert asyncio.run(held.status())["version"] == first.uri
+    before = asyncio.run(held.classification(meta.id, {"leads": "12-lead"}))["detail"]
     assert before["model"] == first.uri
 
     registry.point("champion", registry.add(broken_copy(tmp_path / "broken")))
     refresh(held)
-    status = held.status()
+    status = asyncio.run(held.status())
     assert status["ready"] is True
     assert status["version"] == first.uri
     assert status["rejected"]["version"] == "models:/ecg-classifier/3"
-    assert held.classification(meta.id, {"leads": "12-lead"})["detail"] == before
+    assert asyncio.run(held.classification(meta.id, {"leads": "12-lead"}))["detail"] == before
 
     registry.point("champion", second)
     refresh(held)
-    assert held.status()["version"] == second.uri
-    assert "rejected" not in held.status()
-    after = held.classification(meta.id, {"leads": "12-lead"})["detail"]
+    assert asyncio.run(held.status())["version"] == second.uri
+    assert "rejected" not in asyncio.run(held.status())
+    after = asyncio.run(held.classification(meta.id, {"leads": "12-lead"}))["detail"]
     assert after == before | {"model": second.uri}
 
     registry.client.delete_registered_model_alias("ecg-classifier", "champion")
     refresh(held)
-    assert held.status()["version"] == second.uri
+    assert asyncio.run(held.status())["version"] == second.uri
 
 
 def test_a_single_lead_has_its_own_champion(registry: Registry, tmp_path: Path) -> None:
@@ -128,12 +129,12 @@ def test_a_single_lead_has_its_own_champion(registry: Registry, tmp_path: Path) 
     held = replica(tmp_path)
     meta = held.store.add(ecg.sample(3), {}, "a")
     models = {
-        leads: held.classification(meta.id, {"leads": leads})["detail"]["model"]
+        leads: asyncio.run(held.classification(meta.id, {"leads": leads}))["detail"]["model"]
         for leads in ("12-lead", "I", "II")
     }
     twelve = "models:/ecg-classifier/1"
     assert models == {"12-lead": twelve, "I": twelve, "II": own.uri}
-    assert list(held.status()["variants"]) == ["II"]
+    assert list(asyncio.run(held.status())["variants"]) == ["II"]
 
 
 def test_the_challenger_gets_its_share_and_is_compared(registry: Registry, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_the_challenger_gets_its_share_and_is_compared(registry: Registry, tmp_p
     arms = {meta.id: held._models.pick("12-lead", meta.id)[1] for meta in metas}
     assert set(arms.values()) == {"champion", "challenger"}
     for meta in metas[:6]:
-        answer = held.classification(meta.id, {"leads": "12-lead"})
+        answer = asyncio.run(held.classification(meta.id, {"leads": "12-lead"}))
         if arms[meta.id] == "champion":
             assert answer["detail"]["model"] == champion.uri
             assert "canary" not in answer
