@@ -25,7 +25,7 @@ from ecg_agent_ray.serving.config import TimeoutsConfig
 from ecg_agent_ray.serving.store import EcgMeta
 from ecg_agent_ray.serving.tracing import carrier, span
 
-__all__ = ["CALL_FAILURES", "HandleBackend", "HandleToolbox", "as_service_error"]
+__all__ = ["CALL_FAILURES", "HandleBackend", "HandleToolbox", "as_service_error", "direct"]
 
 _T = TypeVar("_T")
 CALL_FAILURES = (RayError, RayServeException, grpc.RpcError, TimeoutError, EcgAgentError)
@@ -33,7 +33,7 @@ CALL_FAILURES = (RayError, RayServeException, grpc.RpcError, TimeoutError, EcgAg
 _log = logging.getLogger(__name__)
 
 
-def _direct(handle: DeploymentHandle) -> DeploymentHandle:
+def direct(handle: DeploymentHandle) -> DeploymentHandle:
     """The handle over gRPC, not through Ray's object store, which small answers do not need.
 
     Said here, since a handle keeps what was the default where the application was built:
@@ -69,9 +69,9 @@ class HandleBackend:
         timeouts: TimeoutsConfig,
     ) -> None:
         self._handles = {
-            "measurement": _direct(measurement),
-            "classification": _direct(classification),
-            "agent": _direct(agent),
+            "measurement": direct(measurement),
+            "classification": direct(classification),
+            "agent": direct(agent),
         }
         self._timeouts = timeouts
 
@@ -175,8 +175,8 @@ class HandleToolbox:
         """What the agent remembers earlier turns by."""
         self._ecg_id = ecg_id
         self._configuration = lead_configuration
-        self._measurement = _direct(measurement)
-        self._classification = _direct(classification)
+        self._measurement = direct(measurement)
+        self._classification = direct(classification)
         self._timeout_s = timeout_s
         self.missing: set[str] = set()
         """Parts of the service that a call of this turn needed and did not get."""

@@ -21,6 +21,7 @@ import yaml
 from ecg_agent_ray.errors import ConfigError, ServiceError
 from ecg_agent_ray.serving import ServiceConfig, load_service_config, running_service
 from ecg_agent_ray.serving.config import LimitsConfig
+from ecg_agent_ray.serving.handles import direct
 from ecg_agent_ray.serving.uploads import safe_name
 from ecg_agent_ray.shipped import shipped
 
@@ -36,6 +37,16 @@ def test_ready_and_all_parts_there(service: Any) -> None:
     assert parts["classification"]["uri"] == "models:/ecg-classifier@champion"
     assert parts["classification"]["reason"] == "the registered champion"
     assert parts["agent"]["reason"] == "configured"
+
+
+def test_parts_are_called_without_the_object_store(service: Any) -> None:
+    """Whatever Serve's default was where the handle was made."""
+    from ray import serve
+
+    handle = serve.get_deployment_handle("measurement", "ecg-agent")
+    call = direct(handle).status.remote()
+    assert call.by_reference is False
+    assert call.result(timeout_s=60)["ready"] is True
 
 
 def test_metrics_count_without_naming(service: Any, ecg_id: str) -> None:
