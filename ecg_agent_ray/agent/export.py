@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer, resolve_gguf
 from ecg_agent_ray.agent.chat_format import ChatFormat
+from ecg_agent_ray.agent.drafts import DRAFTS_NAME
 from ecg_agent_ray.agent.load import AgentManifest, read_manifest, write_manifest
 from ecg_agent_ray.errors import CheckpointError, InputError
 
@@ -38,7 +39,7 @@ _NAMES = {
 
 
 def export_merged(agent: str | Path, output: str | Path, *, dtype: str = "bfloat16") -> Path:
-    """Write merged safetensors, tokenizer and manifest to the folder ``output``.
+    """Write merged safetensors, tokenizer, manifest, card and drafts to the folder ``output``.
 
     The tokenizer's chat template is the prefix-stable one, so that any server renders a dialogue as
     it was trained. Raises :class:`InputError` where ``agent`` holds no adapter.
@@ -58,19 +59,25 @@ def export_merged(agent: str | Path, output: str | Path, *, dtype: str = "bfloat
     tokenizer.chat_template = ChatFormat(tokenizer).template
     tokenizer.save_pretrained(target)
     write_manifest(target, manifest)
-    if (source / "README.md").is_file():
-        shutil.copy(source / "README.md", target)
+    for name in ("README.md", DRAFTS_NAME):
+        if (source / name).is_file():
+            shutil.copy(source / name, target)
     return target.resolve()
 
 
 def export_gguf(agent: str | Path, output: str | Path, *, kind: GgufType = "q8_0") -> Path:
     """Write one GGUF file, its matrices of type ``kind``, vectors in fp32.
 
-    Raises :class:`InputError` where the base model is no GGUF file or ``agent`` holds no adapter,
-    :class:`CheckpointError` where the two do not fit.
+    Raises :class:`InputError` where ``output`` is not named ``*.gguf``, the base model is no GGUF
+    file or ``agent`` holds no adapter, :class:`CheckpointError` where the two do not fit.
     """
     import gguf
 
+    if Path(output).suffix != ".gguf":
+        raise InputError(
+            f"a GGUF file cannot be named {output}",
+            hint="end it with .gguf: what reads such files goes by the name",
+        )
     source, manifest = _adapter_folder(agent)
     base = gguf.GGUFReader(resolve_gguf(manifest.base_model))
     architecture = str(base.fields["general.architecture"].contents())

@@ -114,7 +114,7 @@ def _source(export: Path) -> str:
 
 def _mebibytes(path: Path) -> float:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return round(sum(file.stat().st_size for file in files) / _MIB, 1)
+    return round(sum(file.stat().st_size for file in files) / _MIB, 3)
 
 
 def _measure(

@@ -127,7 +127,9 @@ def test_merged_weights_are_an_agent_of_the_same_output(
 ) -> None:
     from transformers import AutoTokenizer
 
+    (agent / "drafts.txt").write_text("A message.\n")
     folder = export_merged(agent, tmp_path / "merged", dtype="float32")
+    assert (folder / "drafts.txt").read_text() == "A message.\n"
     wanted = of_agent(agent, base)
     found = logits(load_base_model(str(folder), dtype="float32"))
     # its base went through the cache, which holds bf16
@@ -163,6 +165,8 @@ def test_what_cannot_be_exported_is_said(agent: Path, base: Path, tmp_path: Path
     (agent / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot read"):
         export_gguf(agent, tmp_path / "x.gguf")
+    with pytest.raises(InputError, match="cannot be named"):
+        export_gguf(agent, tmp_path / "x")
     settings.write_text(whole)
     export = ["models", "export", str(agent), "--output"]
     assert run([*export, str(tmp_path / "y"), "--format", "gguf-q4_k_m"]) == 2
