@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims, sentences, statement_claims
-from ecg_agent_ray.agent.ratings import misrating, misrating_after, only_value
+from ecg_agent_ray.agent.ratings import misrating, misrating_after, misratings_by_name, only_value
 from ecg_agent_ray.dialogue.render import parse_tool_output
 
 __all__ = ["Evidence", "Violation", "check_grounding", "correct_rounding", "faithful_sentences"]
@@ -214,6 +214,7 @@ def check_grounding(
         elif wrong := misrating(claim, sentence):
             violations.append(Violation("number", claim.text, sentence, wrong))
     violations += _misrated_next(f"{before} {answer}" if before else answer, evidence)
+    violations += _misrated_by_name(answer, evidence)
     violations += [
         Violation("statement", stated.code, stated.text, "not among the classifier's findings")
         for stated in statement_claims(answer)
@@ -231,6 +232,15 @@ def _misrated_next(text: str, values: Evidence) -> Iterator[Violation]:
             continue
         if reason := misrating_after(claim, sentence):
             yield Violation("number", sentence, sentence, reason)
+
+
+def _misrated_by_name(answer: str, evidence: Evidence) -> Iterator[Violation]:
+    """Sentences that rate a measured quantity without its value."""
+    values = {key: _floats(given) for key, given in evidence.values.items()}
+    for begin, end in sentences(answer):
+        sentence = answer[begin:end].strip()
+        for said, reason in misratings_by_name(sentence, values):
+            yield Violation("number", said, sentence, reason)
 
 
 def correct_rounding(answer: str, tool_outputs: Sequence[Any]) -> str:

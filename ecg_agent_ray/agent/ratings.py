@@ -2,18 +2,19 @@
 
 A rating counts where it stands next to a value of this ECG ("62 bpm is a little low", "slow, at 62
 bpm"), sets it against the usual range ("62 bpm, over the usual range"), or opens the next sentence
-("That is a little low."). Talk of other people, conditions and negations rate nothing.
+("That is a little low."), and where a measured quantity is named without its value ("the heart rate
+is below the usual range"). Talk of other people, conditions and negations rate nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims
 from ecg_agent_ray.dialogue.ranges import QUANTITIES, Rating, rounded
 
-__all__ = ["misrating", "misrating_after", "only_value"]
+__all__ = ["misrating", "misrating_after", "misratings_by_name", "only_value"]
 
 # "below the usual limit" and "below the usual 120 ms" speak of one end, not of the range
 _USUAL = (
@@ -61,6 +62,22 @@ _NEXT = {
     )
     for rating, words in _WORDS.items()
 }
+# "a heart rate below the usual range" is anybody's; "the" and "your" one are this ECG's
+_NAMED: Mapping[str, re.Pattern[str]] = {
+    key: re.compile(
+        rf"\b(?:the|your) {name}\s+{_IS}{_DEGREE}"
+        r"(?P<said>(?:under|below|over|above|beyond|(?:low|slow|short|high|fast|long)er than)"
+        rf"{_USUAL})",
+        re.IGNORECASE,
+    )
+    for key, name in (
+        ("heart_rate", r"(?:heart |pulse )?rate"),
+        ("pr_interval", r"PR(?: interval)?"),
+        ("qrs_duration", r"QRS(?: duration)?"),
+        ("qtc_interval", r"QTc(?: interval)?"),
+    )
+}
+_WHEN = re.compile(r"\bwhen(?:ever)?\b", re.IGNORECASE)
 _CONDITION = re.compile(
     r"\b(?:if|would|could|can|may|might|athletes?|children|some people|for example|not|n't|never"
     r"|neither|nor|women)\b|n't\b",
@@ -88,6 +105,24 @@ def misrating_after(claim: NumberClaim, sentence: str) -> str | None:
     return _fault(claim, [r for r, words in _NEXT.items() if words.search(sentence)])
 
 
+def misratings_by_name(
+    sentence: str, values: Mapping[str, Sequence[float]]
+) -> Iterator[tuple[str, str]]:
+    """Ratings of measured quantities that a sentence without numbers names, each with its fault.
+
+    ``values``: what the tools gave, by quantity; one that none gave is not judged.
+    """
+    if number_claims(sentence) or _CONDITION.search(sentence) or _WHEN.search(sentence):
+        return
+    for key, words in _NAMED.items():
+        for found in words.finditer(sentence):
+            said = [r for r, against in _AGAINST_RANGE.items() if against.search(found["said"])]
+            faults = [_fault_of(key, value, said) for value in values.get(key, ())]
+            # of several measurements it may mean any
+            if faults and all(faults):
+                yield found[0], str(faults[0])
+
+
 def only_value(sentence: str) -> NumberClaim | None:
     """The one value of this ECG that the sentence states; None for none or several."""
     values = [claim for claim in number_claims(sentence) if claim.comparison == "equal"]
@@ -110,12 +145,14 @@ def _said_beside(claim: NumberClaim, sentence: str) -> list[Rating]:
 
 def _fault(claim: NumberClaim, said: list[Rating]) -> str | None:
     key = claim.quantity or ("heart_rate" if claim.dimension == "rate" else None)
-    if key not in QUANTITIES:
-        return None
-    quantity, value = QUANTITIES[key], rounded(claim.value)
+    return _fault_of(key, claim.value, said) if key in QUANTITIES else None
+
+
+def _fault_of(key: str, given: float, said: list[Rating]) -> str | None:
+    quantity, value = QUANTITIES[key], rounded(given)
     if key == "qtc_interval" and _QTC_OF_WOMEN[0] < value <= _QTC_OF_WOMEN[1]:
         return None
     rating = quantity.rate(value)
     if not said or rating in said:
         return None
-    return f"{claim.value:g} {quantity.unit} is {rating}, usual is {quantity.usual}"
+    return f"{given:g} {quantity.unit} is {rating}, usual is {quantity.usual}"

@@ -73,3 +73,20 @@ def test_the_gate_sees_the_sentence_before() -> None:
         "Your heart rate is 62 bpm."
     )
     assert gate.shut
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("Outside the usual range: the heart rate is below the usual range.", True),
+        ("Your heart rate is faster than usual.", True),
+        ("The PR interval is above the usual range.", False),
+        ("The QTc lies over the usual range.", False),
+        ("A heart rate below the usual range is called bradycardia.", False),
+        ("When the heart rate is below the usual range, it is called bradycardia.", False),
+        ("The heart rate is not below the usual range.", False),
+    ],
+)
+def test_a_rating_of_a_quantity_named_without_its_value(said: str, wrong: bool) -> None:
+    outputs = [{"heart_rate": "64", "pr_interval": "220", "qrs_duration": "92"}]
+    assert bool(check_grounding(said, outputs)) is wrong

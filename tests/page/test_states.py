@@ -22,7 +22,7 @@ def test_a_file_that_is_no_ecg(new_tab: Callable[..., Any]) -> None:
     page = new_tab(expected=FAILED).page
     page.wait_for_selector(".sample")
     page.set_input_files("#files", [{"name": "cat.bin", "mimeType": "x/y", "buffer": b"\0\1" * 99}])
-    page.get_by_text("cat.bin was not opened.").wait_for()
+    page.get_by_text("cat.bin was not opened. The content is no ECG format").wait_for()
     # the way on is still there
     page.click(".sample >> nth=0")
     page.wait_for_selector(".value[data-key=heart_rate_bpm]")

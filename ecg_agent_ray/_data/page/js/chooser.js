@@ -2,7 +2,7 @@
 
 import { getJson, request } from "./api.js";
 import { $, busy, el, failure } from "./dom.js";
-import { nameOf } from "./names.js";
+import { capital, nameOf } from "./names.js";
 
 export class Chooser {
   /** @param {{opened: (ecg: object) => void, back: () => void}} told */
@@ -80,7 +80,7 @@ export class Chooser {
       this.#show("", "bad");
       this.opened(ecg);
     } catch (error) {
-      this.#show(`${what} was not opened. ${error.message}`, "bad");
+      this.#show(`${what} was not opened. ${withoutName(error.message, what)}`, "bad");
     } finally {
       this.taking = false;
       $("files").value = "";
@@ -107,4 +107,10 @@ export class Chooser {
       this.#upload(event.dataTransfer.files);
     });
   }
+}
+
+/** What the service says, where it begins with the name that stands before it already. */
+function withoutName(message, name) {
+  const told = message.toLowerCase().startsWith(`${name.toLowerCase()}: `);
+  return told ? capital(message.slice(name.length + 2)) : message;
 }
