@@ -10,7 +10,7 @@ from ecg_agent_ray.agent.claims import number_claims
 from ecg_agent_ray.agent.grounding import Evidence
 from ecg_agent_ray.dialogue.ranges import QUANTITIES, rounded
 
-__all__ = ["asked_quantities", "unstated_values", "value_sentence"]
+__all__ = ["all_measured", "asked_quantities", "unstated_values", "value_sentence"]
 
 _ASKED = {
     "heart_rate": r"heart\s?rate|pulse|\bbpm\b|\bHR\b|how fast",
@@ -20,11 +20,34 @@ _ASKED = {
 }
 _ASKED_ALL = re.compile(r"\b(?:measurements?|intervals|values|numbers|measure)\b", re.IGNORECASE)
 
+# what else a question with such a name in it can be about: other quantities of the signal, other
+# recordings, decisions
+_BEYOND = re.compile(
+    r"variab\w*|dispersion|axis|waves?|segments?|heights?|amplitudes?|millivolts?|recovery|zones?"
+    r"|\bST\b|\bRR\b|respirat\w*|breath\w*|pressure|oxygen|saturation|output"
+    r"|yesterday|last|before|previous|earlier|ago|since|compar\w*|trend|chang\w*|old"
+    r"|tomorrow|next|will|should|medic\w*|drugs?|pills?|tablets?|dose|doctor",
+    re.IGNORECASE,
+)
+
 
 def asked_quantities(question: str) -> tuple[str, ...]:
     """The measured values a user names; all four for a plain request for measurements."""
     named = tuple(key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE))
     return named or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
+
+
+def all_measured(question: str, tool_outputs: Sequence[Any]) -> bool:
+    """Whether the question names measured values, the outputs hold each, and no more is asked.
+
+    False where in doubt: a question that speaks of another quantity, another recording or a
+    decision is none for values alone.
+    """
+    named = [key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE)]
+    if not named or _BEYOND.search(question):
+        return False
+    values = Evidence.collect(tool_outputs).values
+    return all(key in values for key in named)
 
 
 def unstated_values(

@@ -226,7 +226,12 @@ class _UserTurn:
         yield StatusEvent("thinking")
         for _ in range(self.agent.max_tool_calls + 1):
             called = [result.action for result in self.results]
-            offered = offered_actions(called, self.agent.max_tool_calls)
+            offered = offered_actions(
+                called,
+                self.agent.max_tool_calls,
+                question=self.history.question,
+                outputs=[result.output for result in self.results],
+            )
             generation = self.agent.engine.generate(
                 self.messages, replace(self.request, actions=offered)
             )

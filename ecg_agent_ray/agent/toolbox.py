@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ecg_agent_ray.agent.asked import all_measured
 from ecg_agent_ray.agent.events import ToolResult
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.dialogue.ranges import QUANTITIES
@@ -71,17 +72,26 @@ def failed_result(action: Action, reason: str, ms: float = 0.0) -> ToolResult:
     )
 
 
-def offered_actions(called: Sequence[Action], max_tool_calls: int) -> tuple[Action, ...]:
+def offered_actions(
+    called: Sequence[Action],
+    max_tool_calls: int,
+    *,
+    question: str = "",
+    outputs: Sequence[Any] = (),
+) -> tuple[Action, ...]:
     """What the model may do after the tools ``called`` in this user turn.
 
     A call made already would give the same again, so it is not offered twice; after
-    ``max_tool_calls`` only answers are.
+    ``max_tool_calls`` only answers are. Where this turn's ``outputs`` hold all values that the
+    ``question`` asks for, to say that they cannot be had would contradict the tool.
     """
     may_call = len(called) < max_tool_calls
+    answered = Action.CALL_MEASUREMENT in called and all_measured(question, outputs)
     return tuple(
         action
         for action in Action
-        if not action.is_tool_call or (may_call and action not in called)
+        if (not action.is_tool_call or (may_call and action not in called))
+        and not (answered and action is Action.RESPONSE_FAIL)
     )
 
 

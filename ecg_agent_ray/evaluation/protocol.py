@@ -50,9 +50,16 @@ class _Writer:
     def next_turn(self, before: Sequence[Turn], since_user: Sequence[Turn]) -> Turn | None:
         """The turn after ``before`` + ``since_user``; None if the model wrote nothing readable."""
         called = [turn.assistant_action for turn in since_user if turn.is_tool_call]
-        request = GenerationRequest(
-            actions=offered_actions(called, self.agent.max_tool_calls), max_tokens=self.max_tokens
+        question = next(
+            (item.content or "" for item in reversed(before) if item.role == "user"), ""
         )
+        offered = offered_actions(
+            called,
+            self.agent.max_tool_calls,
+            question=question,
+            outputs=[turn.tool_output for turn in since_user if turn.is_tool_call],
+        )
+        request = GenerationRequest(actions=offered, max_tokens=self.max_tokens)
         messages = [_message(turn) for turn in (*before, *since_user)]
         try:
             turn, _ = self.agent.write_turn(messages, request)
@@ -61,9 +68,6 @@ class _Writer:
             return None
         if not turn.is_pending:
             return turn
-        question = next(
-            (item.content or "" for item in reversed(before) if item.role == "user"), ""
-        )
         result = self.toolbox.call(turn.assistant_action, question=question, previous=())
         return Turn.call(turn.assistant_action, turn.thought or "", result.output)
 

@@ -324,3 +324,43 @@ def test_a_random_model_never_gets_an_unfounded_number_through(
         assert check_grounding(final.content, steps) == []
         assert "".join(event.text for event in events if event.type == "content") == final.content
         messages.append({"role": "assistant", "content": final.content})
+
+
+NORMAL = {"heart_rate": "72.35", "pr_interval": "160", "qrs_duration": "90", "qtc_interval": "410"}
+
+
+@pytest.mark.parametrize(
+    ("question", "changes", "may_fail"),
+    [
+        ("What is my heart rate?", {}, False),
+        ("is my QRS ok and the pr?", {}, False),
+        ("How long is the PR interval?", {"pr_interval": None}, True),
+        ("PR and QRS please", {"pr_interval": None}, True),
+        ("What is my heart rate variability?", {}, True),
+        ("What was my pulse yesterday?", {}, True),
+        ("Should I worry about my QTc?", {}, True),
+        ("Is everything fine?", {}, True),
+    ],
+)
+def test_what_was_measured_cannot_be_refused(
+    question: str, changes: dict[str, Any], may_fail: bool
+) -> None:
+    class Measuring:
+        def call(self, action: Action, **_: Any) -> ToolResult:
+            return ToolResult("measurement", action, NORMAL | changes)
+
+    engine = ReplayEngine(MEASURE, say("Here it is."))
+    Agent(engine).respond(user(question), Measuring())
+    before, after = (request.actions for _, request in engine.requests)
+    assert Action.RESPONSE_FAIL in before
+    assert (Action.RESPONSE_FAIL in after) is may_fail
+
+
+def test_a_tool_that_failed_can_be_spoken_of() -> None:
+    class Failing:
+        def call(self, action: Action, **_: Any) -> ToolResult:
+            return failed_result(action, "no lead is usable")
+
+    engine = ReplayEngine(MEASURE, say("It cannot be measured.", "response_fail"))
+    final = Agent(engine).respond(user("heart rate?"), Failing())
+    assert final.action is Action.RESPONSE_FAIL
