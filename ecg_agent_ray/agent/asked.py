@@ -37,17 +37,22 @@ def asked_quantities(question: str) -> tuple[str, ...]:
     return named or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
 
 
-def all_measured(question: str, tool_outputs: Sequence[Any]) -> bool:
-    """Whether the question names measured values, the outputs hold each, and no more is asked.
+def all_measured(question: str, tool_outputs: Sequence[Any]) -> bool | None:
+    """Whether the outputs hold each measured value that the question names.
 
-    False where in doubt: a question that speaks of another quantity, another recording or a
-    decision is none for values alone.
+    None where in doubt: a question that names none, or speaks of another quantity, another
+    recording or a decision, is none for values alone; and a tool that failed measured nothing.
     """
     named = [key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE)]
-    if not named or _BEYOND.search(question):
-        return False
-    values = Evidence.collect(tool_outputs).values
+    measured = [output for output in tool_outputs if _is_measurement(output)]
+    if not named or not measured or _BEYOND.search(question):
+        return None
+    values = Evidence.collect(measured).values
     return all(key in values for key in named)
+
+
+def _is_measurement(output: Any) -> bool:
+    return isinstance(output, Mapping) and all(key in output for key in _ASKED)
 
 
 def unstated_values(

@@ -83,15 +83,20 @@ def offered_actions(
 
     A call made already would give the same again, so it is not offered twice; after
     ``max_tool_calls`` only answers are. Where this turn's ``outputs`` hold all values that the
-    ``question`` asks for, to say that they cannot be had would contradict the tool.
+    ``question`` asks for, to say that they cannot be had would contradict the tool; where the
+    measurement alone was called and one of them is null, to answer as if it were there would.
     """
     may_call = len(called) < max_tool_calls
-    answered = Action.CALL_MEASUREMENT in called and all_measured(question, outputs)
+    measured = all_measured(question, outputs)
+    contradicted = {
+        *([Action.RESPONSE_FAIL] if measured else ()),
+        *([Action.RESPONSE] if measured is False and len(called) == 1 else ()),
+    }
     return tuple(
         action
         for action in Action
         if (not action.is_tool_call or (may_call and action not in called))
-        and not (answered and action is Action.RESPONSE_FAIL)
+        and action not in contradicted
     )
 
 

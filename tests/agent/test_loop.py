@@ -330,20 +330,21 @@ NORMAL = {"heart_rate": "72.35", "pr_interval": "160", "qrs_duration": "90", "qt
 
 
 @pytest.mark.parametrize(
-    ("question", "changes", "may_fail"),
+    ("question", "changes", "kept_back"),
     [
-        ("What is my heart rate?", {}, False),
-        ("is my QRS ok and the pr?", {}, False),
-        ("How long is the PR interval?", {"pr_interval": None}, True),
-        ("PR and QRS please", {"pr_interval": None}, True),
-        ("What is my heart rate variability?", {}, True),
-        ("What was my pulse yesterday?", {}, True),
-        ("Should I worry about my QTc?", {}, True),
-        ("Is everything fine?", {}, True),
+        ("What is my heart rate?", {}, Action.RESPONSE_FAIL),
+        ("is my QRS ok and the pr?", {}, Action.RESPONSE_FAIL),
+        ("How long is the PR interval?", {"pr_interval": None}, Action.RESPONSE),
+        ("PR and QRS please", {"pr_interval": None}, Action.RESPONSE),
+        ("What is my heart rate?", {"pr_interval": None}, Action.RESPONSE_FAIL),
+        ("What is my heart rate variability?", {}, None),
+        ("What was my pulse yesterday?", {}, None),
+        ("Should I worry about my QTc?", {}, None),
+        ("Is everything fine?", {}, None),
     ],
 )
-def test_what_was_measured_cannot_be_refused(
-    question: str, changes: dict[str, Any], may_fail: bool
+def test_no_answer_contradicts_the_measurement(
+    question: str, changes: dict[str, Any], kept_back: Action | None
 ) -> None:
     class Measuring:
         def call(self, action: Action, **_: Any) -> ToolResult:
@@ -352,8 +353,9 @@ def test_what_was_measured_cannot_be_refused(
     engine = ReplayEngine(MEASURE, say("Here it is."))
     Agent(engine).respond(user(question), Measuring())
     before, after = (request.actions for _, request in engine.requests)
-    assert Action.RESPONSE_FAIL in before
-    assert (Action.RESPONSE_FAIL in after) is may_fail
+    assert {Action.RESPONSE, Action.RESPONSE_FAIL} <= set(before)
+    answers = {Action.RESPONSE, Action.RESPONSE_FAIL} - {kept_back}
+    assert answers == {Action.RESPONSE, Action.RESPONSE_FAIL} & set(after)
 
 
 def test_a_tool_that_failed_can_be_spoken_of() -> None:
