@@ -33,8 +33,7 @@ _BEYOND = re.compile(
 
 def asked_quantities(question: str) -> tuple[str, ...]:
     """The measured values a user names; all four for a plain request for measurements."""
-    named = tuple(key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE))
-    return named or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
+    return _named(question) or (tuple(_ASKED) if _ASKED_ALL.search(question) else ())
 
 
 def all_measured(question: str, tool_outputs: Sequence[Any]) -> bool | None:
@@ -43,12 +42,16 @@ def all_measured(question: str, tool_outputs: Sequence[Any]) -> bool | None:
     None where in doubt: a question that names none, or speaks of another quantity, another
     recording or a decision, is none for values alone; and a tool that failed measured nothing.
     """
-    named = [key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE)]
+    named = _named(question)
     measured = [output for output in tool_outputs if _is_measurement(output)]
     if not named or not measured or _BEYOND.search(question):
         return None
     values = Evidence.collect(measured).values
     return all(key in values for key in named)
+
+
+def _named(question: str) -> tuple[str, ...]:
+    return tuple(key for key, words in _ASKED.items() if re.search(words, question, re.IGNORECASE))
 
 
 def _is_measurement(output: Any) -> bool:

@@ -33,7 +33,6 @@ _ONE_LOOP = {
 """Spares a call two changes of thread. For replicas whose code never holds the event loop: the
 ingress, and tools, which work in threads. The agent waits for tools in its own."""
 
-
 _KEPT_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),

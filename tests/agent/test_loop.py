@@ -195,13 +195,14 @@ def test_without_an_ecg_the_model_is_told() -> None:
     assert "no ECG" in engine.requests[1][0][-1]["content"]
 
 
-def test_a_failed_tool_is_an_output() -> None:
-    class Broken:
-        def call(self, action: Action, **_: Any) -> ToolResult:
-            return failed_result(action, "all leads are flat")
+class FailingToolbox:
+    def call(self, action: Action, **_: Any) -> ToolResult:
+        return failed_result(action, "all leads are flat")
 
+
+def test_a_failed_tool_is_an_output() -> None:
     engine = ReplayEngine(MEASURE, say("The signal could not be measured.", "response_fail"))
-    final = Agent(engine).respond(user("heart rate?"), Broken())
+    final = Agent(engine).respond(user("heart rate?"), FailingToolbox())
     assert final.content == "The signal could not be measured."
     assert final.steps[0].output == {"error": "all leads are flat"}
 
@@ -359,10 +360,6 @@ def test_no_answer_contradicts_the_measurement(
 
 
 def test_a_tool_that_failed_can_be_spoken_of() -> None:
-    class Failing:
-        def call(self, action: Action, **_: Any) -> ToolResult:
-            return failed_result(action, "no lead is usable")
-
     engine = ReplayEngine(MEASURE, say("It cannot be measured.", "response_fail"))
-    final = Agent(engine).respond(user("heart rate?"), Failing())
+    final = Agent(engine).respond(user("heart rate?"), FailingToolbox())
     assert final.action is Action.RESPONSE_FAIL
