@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from ecg_agent_ray.agent.engine import GenerationRequest
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.agent.toolbox import Toolbox, offered_actions
-from ecg_agent_ray.dialogue import Dialogue, Turn, render_turn
+from ecg_agent_ray.dialogue import Dialogue, Turn
 from ecg_agent_ray.errors import ConfigError, DialogueError, InputError
 from ecg_agent_ray.evaluation.alignment import aligned_records
 from ecg_agent_ray.evaluation.tool_sources import ToolSource
@@ -34,11 +34,6 @@ History = Literal["without_gt", "with_gt"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 HISTORIES: tuple[History, ...] = ("without_gt", "with_gt")
-
-
-def _message(turn: Turn) -> dict[str, str]:
-    content = render_turn(turn) if turn.role == "assistant" else turn.content or ""
-    return {"role": turn.role, "content": content}
 
 
 class _Writer:
@@ -60,9 +55,8 @@ class _Writer:
             outputs=[turn.tool_output for turn in since_user if turn.is_tool_call],
         )
         request = GenerationRequest(actions=offered, max_tokens=self.max_tokens)
-        messages = [_message(turn) for turn in (*before, *since_user)]
         try:
-            turn, _ = self.agent.write_turn(messages, request)
+            turn, _ = self.agent.write_turn([*before, *since_user], request)
         except DialogueError as error:
             _log.warning("unreadable turn counted as missing: %s", error)
             return None

@@ -18,8 +18,8 @@ from ecg_agent_ray.dialogue import (
     render_turn,
     validate,
 )
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, rounded
-from ecg_agent_ray.dialogue.statements import STATEMENTS, find_statements
+from ecg_agent_ray.facts.quantities import QUANTITIES, rounded
+from ecg_agent_ray.facts.statements import STATEMENTS, find_statements
 from ecg_agent_ray.dialogue.synthesis import (
     SEQUENCES,
     SPLITS,
