@@ -133,7 +133,7 @@ def bare_loop(folder: Path, steps: int, warmup: int) -> dict[str, float]:
     from ecg_agent_ray.agent.chat_format import ChatFormat
     from ecg_agent_ray.dialogue import read_dialogues
     from ecg_agent_ray.training.llm_data import encode_all
-    from ecg_agent_ray.training.llm_loop import build_model, sequence_loss
+    from ecg_agent_ray.training.llm_model import build_model, sequence_loss
     from ecg_agent_ray.training.packing import make_packs
 
     torch.set_num_threads(1)

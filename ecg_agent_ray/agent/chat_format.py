@@ -40,11 +40,13 @@ class EncodedDialogue:
     """Lists of equal length; ``labels`` are IGNORE_INDEX outside assistant text.
 
     ``is_action`` marks the tokens that name an action: few among many, they decide what happens.
+    ``prefix`` counts the system message's tokens, the same for many dialogues.
     """
 
     input_ids: list[int]
     labels: list[int]
     is_action: list[bool]
+    prefix: int = 0
 
     @property
     def n_targets(self) -> int:
@@ -174,6 +176,7 @@ class ChatFormat:
         ids: list[int] = []
         labels: list[int] = []
         is_action: list[bool] = []
+        prefix = 0
 
         def add(new: list[int], *, target: bool = False, action: int = 0) -> None:
             ids.extend(new)
@@ -197,11 +200,12 @@ class ChatFormat:
             elif role == "user" or (role == "system" and position == 0):
                 before, after = self._start if role == "system" else self._user
                 add(self._frame(before) + self.content_ids(content) + self._frame(after))
+                prefix = prefix or len(ids)
             else:
                 raise InputError(
                     f"message {position} has role {role!r}; expected user or assistant"
                 )
-        return EncodedDialogue(ids, labels, is_action)
+        return EncodedDialogue(ids, labels, is_action, prefix)
 
     @cached_property
     def _frame_cache(self) -> dict[str, list[int]]:

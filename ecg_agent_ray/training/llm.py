@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import common_lead_configuration
 from ecg_agent_ray.training.llm_kernels import check_packages
 from ecg_agent_ray.training.llm_plan import check_fits
+from ecg_agent_ray.training.llm_resume import JobRecord, job_digest, unfinished_job
 
 __all__ = ["LLMResult", "finetune_llm", "refuse_what_cannot_fit", "write_agent_folder"]
 
@@ -51,8 +53,10 @@ class LLMResult:
 def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     """Run the job to its end and write the best checkpoint's agent to ``config.output``/agent.
 
-    Uses the running Ray cluster (``RAY_ADDRESS``), else a local one for the time of the job. The
-    best checkpoint is that of the lowest validation loss, or the last one without validation data.
+    An unfinished job of the same settings in the same output folder is gone on with, from its last
+    checkpoint, unless ``resume`` is never. Uses the running Ray cluster (``RAY_ADDRESS``), else a
+    local one for the time of the job. The best checkpoint is that of the lowest validation loss, or
+    the last one without validation data.
 
     Raises:
         PlanDoesNotFitError: GPUs are to be used, and their memory is too small for this.
@@ -72,6 +76,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     dialogues = read_dialogues(config.train)
     sources = [source for source in (config.train, config.validation) if source]
     digest = data_digest([file for source in sources for file in dialogue_files(source)])
+    earlier = unfinished_job(config, job_digest(config, digest))
     with contextlib.ExitStack() as stack:
         gpu = _use_gpu(config, stack.enter_context(local_ray(num_cpus=_cpus(config))))
         if gpu and config.distributed.use_gpu == "auto":
@@ -80,6 +85,7 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
             tracked_run(
                 config.name,
                 experiment=config.experiment,
+                run_id=_tracked_as(earlier),
                 params=config.model_dump(mode="json"),
                 tags={"base_model": config.base_model, "data_digest": digest},
             )
@@ -90,7 +96,14 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
             source=config.train,
             profile={"dialogues": len(dialogues)},
         )
-        result = _fit(config, run, gpu=gpu)
+        job = JobRecord(
+            digest=job_digest(config, digest),
+            name=earlier.name if earlier else run.run_id,
+            run_id=run.run_id,
+            tracking_uri=run.tracking_uri,
+        )
+        job.write(config.output)
+        result = _fit(config, run, job.name, gpu=gpu)
         metrics, checkpoint = _best(result)
         with checkpoint.as_directory() as folder:
             leads = config.lead_configuration or common_lead_configuration(dialogues) or "12-lead"
@@ -98,7 +111,23 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
             (output / "README.md").write_text(_card(config, leads, len(dialogues), metrics))
         kept = {k: metrics[k] for k in ("loss", "validation_loss") if k in metrics}
         run.log_metrics({f"best_{name}": value for name, value in kept.items()})
+        job.model_copy(update={"finished": True}).write(config.output)
     return LLMResult(str(output), run.run_id, digest, metrics, time.perf_counter() - start)
+
+
+def _tracked_as(earlier: JobRecord | None) -> str | None:
+    """The MLflow run to go on in: the earlier job's where it is still there."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if earlier is None or "MLFLOW_RUN_ID" in os.environ:
+        return None
+    try:
+        found = mlflow.MlflowClient(earlier.tracking_uri).get_run(earlier.run_id)
+    except MlflowException:
+        logger.warning("MLflow holds no run %s; the job goes on in a new one", earlier.run_id)
+        return None
+    return earlier.run_id if found.info.lifecycle_stage == "active" else None
 
 
 def refuse_what_cannot_fit(config: LLMFinetuneConfig) -> None:
@@ -151,7 +180,7 @@ def _use_gpu(config: LLMFinetuneConfig, ray: Any) -> bool:
     return bool(wanted)
 
 
-def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
+def _fit(config: LLMFinetuneConfig, run: TrackedRun, name: str, *, gpu: bool) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -176,7 +205,7 @@ def _fit(config: LLMFinetuneConfig, run: TrackedRun, *, gpu: bool) -> Any:
             resources_per_worker={"CPU": spread.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=run_config(
-            name=run.run_id,
+            name=name,  # Ray Train goes on with a run of the same name
             storage_path=config.storage,
             callbacks=[run.callback()],
             failure_config=ray.train.FailureConfig(max_failures=spread.max_failures),

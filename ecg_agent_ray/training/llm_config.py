@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.config import StrictConfig
 
 __all__ = [
@@ -28,6 +29,26 @@ class LoraSettings(StrictConfig):
     alpha: int = Field(default=32, ge=1, description="Scale; the update is multiplied by alpha/r.")
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: list[str] = Field(default=LINEAR_LAYERS, min_length=1)
+    layers: int | None = Field(
+        default=None, ge=1, description="Train the upper so many layers alone; null: all."
+    )
+    first_layer: int | None = Field(
+        default=None, ge=0, description="The same, as the index of the lowest trained layer."
+    )
+
+    def first(self, layers: int) -> int:
+        """Index of the lowest trained one of a model's ``layers``.
+
+        Raises :class:`ConfigError` where the model has fewer than are to be trained.
+        """
+        first = self.first_layer or 0
+        if self.layers is not None:
+            first = layers - self.layers
+        if not 0 <= first < layers:
+            raise ConfigError(
+                f"lora: layers={self.layers} first_layer={self.first_layer} of {layers} layers"
+            )
+        return first
 
 
 class Optimizer(StrictConfig):
@@ -48,6 +69,11 @@ class BatchConfig(StrictConfig):
     packs_per_step: int = Field(default=4, ge=1, description="Global batch, in packed rows.")
     packing: bool = Field(
         default=True, description="false: one dialogue a row, so a batch is a number of dialogues."
+    )
+    share_prefix: bool = Field(
+        default=False,
+        description="A row holds a system message once for all its dialogues: the same losses with "
+        "fewer tokens. Needs attention=packed.",
     )
 
 
@@ -110,7 +136,17 @@ class LLMFinetuneConfig(StrictConfig):
     steps: int | None = Field(default=None, ge=1, description="Stop after this many; null: epochs.")
     epochs: float = Field(default=1.0, gt=0)
     validate_every: int = Field(default=20, ge=1, description="Steps between validation losses.")
-    checkpoint_every: int = Field(default=20, ge=1, description="Steps between checkpoints.")
+    checkpoint_every: int | None = Field(
+        default=20, ge=1, description="Steps between checkpoints; null: checkpoint_minutes alone."
+    )
+    checkpoint_minutes: float | None = Field(
+        default=None, gt=0, description="A checkpoint after the step that ends so long after one."
+    )
+    resume: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: go on where an unfinished job of the same settings and output stopped, "
+        "however it ended. Changed settings start a new job.",
+    )
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = 42
     gradient_checkpointing: bool = False
@@ -120,8 +156,17 @@ class LLMFinetuneConfig(StrictConfig):
     quantize: Literal["none", "nf4"] = Field(
         default="none", description="nf4: frozen weights in 4 bits (QLoRA), by bitsandbytes."
     )
-    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
-        default="auto", description="auto: flash attention where GPU and package allow it."
+    cache_lower_layers: bool = Field(
+        default=False,
+        description="Run the frozen layers below the trained ones once and keep their states in "
+        "OUTPUT/lower-layers: about two bytes times tokens times hidden size on disk.",
+    )
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float16", description="Of those states; bfloat16 where float16 overflows."
+    )
+    attention: Literal["auto", "flash_attention_2", "packed", "sdpa", "eager"] = Field(
+        default="auto",
+        description="auto: flash attention where GPU and package allow it, packed on a CPU.",
     )
     liger: bool | Literal["auto"] = Field(
         default="auto", description="Liger's fused kernels; auto: where GPU and package allow it."
@@ -153,6 +198,17 @@ class LLMFinetuneConfig(StrictConfig):
         if self.quantize == "nf4" and spread.zero_stage == 3:
             # ZeRO-3 partitions parameters; bitsandbytes keeps 4-bit weights as packed buffers
             problems.append("quantize=nf4 needs distributed.zero_stage of 0 to 2")
+        if self.lora.layers is not None and self.lora.first_layer is not None:
+            problems.append("lora.layers and lora.first_layer say the same; give one")
+        if self.cache_lower_layers and spread.zero_stage == 3:
+            # its partitions are only whole while a layer of the whole model runs
+            problems.append("cache_lower_layers needs distributed.zero_stage of 0 to 2")
+        if self.batch.share_prefix and self.attention not in ("auto", "packed"):
+            problems.append("batch.share_prefix needs attention=packed")
+        if self.batch.share_prefix and not self.batch.packing:
+            problems.append("batch.share_prefix needs batch.packing=true")
+        if self.checkpoint_every is None and self.checkpoint_minutes is None:
+            problems.append("give checkpoint_every or checkpoint_minutes")
         if problems:
             raise ValueError("; ".join(problems))
         return self

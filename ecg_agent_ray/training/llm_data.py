@@ -31,4 +31,10 @@ def common_lead_configuration(dialogues: Sequence[Dialogue]) -> LeadConfiguratio
 
 def make_rows(encoded: Sequence[EncodedDialogue], batch: BatchConfig, seed: int) -> list[Pack]:
     """One epoch's rows: packed, or one dialogue each."""
-    return make_packs(encoded, batch.max_tokens, seed, packing=batch.packing)
+    return make_packs(
+        encoded,
+        batch.max_tokens,
+        seed,
+        packing=batch.packing,
+        share_prefix=batch.share_prefix,
+    )

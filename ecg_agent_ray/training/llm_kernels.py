@@ -24,7 +24,12 @@ class Kernels:
 
     def load_options(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained``."""
-        options: dict[str, Any] = {"attn_implementation": self.attention}
+        attention = self.attention
+        if attention == "packed":
+            from ecg_agent_ray.training.llm_attention import register_packed_attention
+
+            attention = register_packed_attention()
+        options: dict[str, Any] = {"attn_implementation": attention}
         if self.nf4:
             import torch
             from transformers import BitsAndBytesConfig
@@ -77,7 +82,9 @@ def _attention(config: LLMFinetuneConfig, *, gpu: bool) -> tuple[str, str]:
     if config.attention != "auto":
         return config.attention, f"attention: {config.attention}, as configured"
     if not gpu:
-        return "sdpa", "attention: sdpa, since there is no GPU"
+        return "packed", "attention: packed (SDPA piece by piece), since there is no GPU"
+    if config.batch.share_prefix:
+        return "packed", "attention: packed, since rows share their system messages"
     if config.dtype == "float32":
         return "sdpa", "attention: sdpa, since flash attention takes no float32"
     if not _installed("flash_attn"):

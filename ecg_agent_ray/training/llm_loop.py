@@ -1,7 +1,8 @@
 """What each Ray Train worker runs: LoRA on a chat model under DeepSpeed, resumable to the step.
 
 Covers: ZeRO 0 to 3, packed rows, loss over assistant text only and weighted by target tokens across
-workers, validation loss, sharded checkpoints, resume at the last reported step with the same data
+workers, LoRA in the upper layers alone with the states of the lower ones kept, validation loss,
+sharded checkpoints by steps and by time, resume at the last checkpoint's step with the same data
 order, early stopping. QLoRA, flash attention and Liger's kernels are used where GPU and packages
 allow them. Does not cover: tensor or sequence parallelism.
 """
@@ -9,18 +10,20 @@ allow them. Does not cover: tensor or sequence parallelism.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ecg_agent_ray.agent.base_model import load_base_model, load_tokenizer
-from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, ChatFormat, EncodedDialogue
+from ecg_agent_ray.agent.base_model import load_tokenizer
+from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
 from ecg_agent_ray.dialogue import read_dialogues
-from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.errors import ConfigError, TrainingError
 from ecg_agent_ray.training.deepspeed_setup import build_ops
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
@@ -29,12 +32,22 @@ from ecg_agent_ray.training.llm_checkpoint import (
 )
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
 from ecg_agent_ray.training.llm_data import encode_all
-from ecg_agent_ray.training.llm_kernels import Kernels, choose_kernels
+from ecg_agent_ray.training.llm_kernels import choose_kernels
+from ecg_agent_ray.training.llm_lower import LowerStates, skip_lower_layers
+from ecg_agent_ray.training.llm_model import (
+    TargetLosses,
+    build_model,
+    first_trained_layer,
+    target_losses,
+)
 from ecg_agent_ray.training.llm_plan import flops_per_token
 from ecg_agent_ray.training.llm_shapes import ModelShape, device_peak
 from ecg_agent_ray.training.packing import Pack, StepPlan, make_packs
 
-__all__ = ["build_model", "learning_rate", "sequence_loss", "train_worker"]
+__all__ = ["STEPS_FILE", "learning_rate", "train_worker"]
+
+STEPS_FILE = "steps.jsonl"
+"""In the job's output folder: what each step reported, one JSON object a line."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,54 +67,6 @@ def learning_rate(config: LLMFinetuneConfig, step: int, total: int) -> float:
     return schedule.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, progress))))
 
 
-def build_model(config: LLMFinetuneConfig, kernels: Kernels | None = None) -> Any:
-    """Base model with a new LoRA adapter, or the configured one made trainable."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    kernels = kernels or choose_kernels(config, gpu=False)
-    base = load_base_model(config.base_model, dtype=config.dtype, **kernels.load_options())
-    base.config.use_cache = False
-    if kernels.liger:
-        kernels.apply_liger(base)
-    if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable()
-        base.enable_input_require_grads()
-    if config.adapter:
-        return PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
-    lora = LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(base, lora)
-
-
-def sequence_loss(model: Any, pack: Pack, device: Any, action_weight: float = 1.0) -> Any:
-    """Weighted cross-entropy summed over a pack's targets (a scalar tensor).
-
-    Logits are computed at target positions only: with a vocabulary of 49 thousand they are a fifth
-    of a small model's work. Without an attention mask transformers builds a block-diagonal one from
-    the position ids, so dialogues in a row do not see each other.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    labels = torch.tensor(pack.labels, device=device)
-    positions = torch.tensor(pack.position_ids, device=device)
-    targets = ((labels != IGNORE_INDEX) & (positions > 0)).nonzero().squeeze(1)
-    logits = model(
-        input_ids=torch.tensor([pack.input_ids], device=device),
-        position_ids=positions.unsqueeze(0),
-        logits_to_keep=targets - 1,
-        use_cache=False,
-    ).logits
-    losses = cross_entropy(logits[0].float(), labels[targets], reduction="none")
-    actions = torch.tensor(pack.is_action, device=device)[targets]
-    return (losses * (1 + (action_weight - 1) * actions)).sum()
-
-
 class LLMWorker:
     """One worker's state: model engine, data plan, and where in the plan it is."""
 
@@ -109,6 +74,8 @@ class LLMWorker:
         import ray.train
 
         self.config = config
+        self.output = Path(config.output)
+        self.output.mkdir(parents=True, exist_ok=True)
         self.context = ray.train.get_context()
         self.rank = self.context.get_world_rank()
         self.world = self.context.get_world_size()
@@ -124,12 +91,15 @@ class LLMWorker:
             packs_per_step=config.batch.packs_per_step,
             seed=config.seed,
             packing=config.batch.packing,
+            share_prefix=config.batch.share_prefix,
         )
+        self.validation_packs = self._validation_packs(first=len(train))
+        self.lower: LowerStates | None = None
         self.total = config.steps or self.plan.total_steps(config.epochs)
-        self.engine = self._start_engine()
+        self.engine = self._start_engine([*train, *self.validation])
         self.device = self.engine.device
         self.tokens_seen = 0
-        self.started = time.perf_counter()
+        self.started = self.saved_at = time.perf_counter()
         self.best = math.inf
         self.without_gain = 0
         self.validate_every = self._validation_cadence()
@@ -151,7 +121,20 @@ class LLMWorker:
                 )
         return every
 
-    def _start_engine(self) -> Any:
+    def _validation_packs(self, first: int) -> list[Pack]:
+        """Rows whose pieces name dialogues from ``first`` on, after those of training."""
+        batch = self.config.batch
+        packs = make_packs(
+            self.validation, batch.max_tokens, self.config.seed, share_prefix=batch.share_prefix
+        )
+        return [
+            replace(
+                pack, pieces=tuple(replace(p, dialogue=first + p.dialogue) for p in pack.pieces)
+            )
+            for pack in packs
+        ]
+
+    def _start_engine(self, dialogues: list[EncodedDialogue]) -> Any:
         import deepspeed
         import torch
         from transformers.integrations import HfDeepSpeedConfig
@@ -167,6 +150,8 @@ class LLMWorker:
         partitioned = HfDeepSpeedConfig(settings_of_engine)
         model = build_model(self.config, kernels)
         del partitioned
+        if self.config.cache_lower_layers:
+            self._cache_lower_layers(model, dialogues, gpu=gpu)
         trained = [p for p in model.parameters() if p.requires_grad]
         settings = self.config.optimizer
         optimizer = torch.optim.AdamW(
@@ -192,6 +177,45 @@ class LLMWorker:
             )
         return engine
 
+    def _cache_lower_layers(
+        self, model: Any, dialogues: list[EncodedDialogue], *, gpu: bool
+    ) -> None:
+        """Fill the file of lower states with this node's other workers; then drop those layers."""
+        import torch
+        import torch.distributed as dist
+
+        first = first_trained_layer(model)
+        if first == 0:
+            raise ConfigError(
+                "cache_lower_layers: the lowest layer is trained", hint="set lora.layers"
+            )
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        model.to(device)
+        self.lower = LowerStates(
+            model,
+            dialogues,
+            first,
+            self.output / "lower-layers",
+            dtype=self.config.cache_dtype,
+            max_tokens=self.config.batch.max_tokens,
+        )
+        self.lower.fill(self.context.get_local_rank(), self.context.get_local_world_size(), device)
+        if self.world > 1:
+            dist.barrier()
+        if self.lower.missing:
+            raise TrainingError(f"{self.lower.missing} rows of lower states are missing")
+        skip_lower_layers(model, first)
+
+    def _losses(self, pack: Pack) -> TargetLosses:
+        import torch
+
+        states = None
+        if self.lower is not None:
+            states = self.lower.of(pack, self.device, getattr(torch, self.config.dtype))
+        return target_losses(
+            self.engine, pack, self.device, self.config.action_weight, states=states
+        )
+
     def run(self) -> None:
         first = self._resume()
         if self._out_of_patience():
@@ -199,10 +223,10 @@ class LLMWorker:
         for step, packs in enumerate(self.plan.steps(first, self.total), start=first):
             metrics = self._step(step, packs)
             done = step + 1
-            saving = self._due(done, self.config.checkpoint_every)
+            saving = metrics.pop("saving") or self._due(done, self.config.checkpoint_every)
             # a checkpoint is always judged, and a better loss always kept
             if self.validation and (saving or self._due(done, self.validate_every)):
-                metrics["validation_loss"] = self._validate()
+                metrics |= self._validate()
                 saving = self._judge(metrics["validation_loss"]) or saving
             stopping = self._out_of_patience()
             self._report(metrics, checkpoint=saving or stopping)
@@ -226,8 +250,12 @@ class LLMWorker:
         patience = self.config.early_stopping_patience
         return patience is not None and self.without_gain >= patience
 
-    def _due(self, done: int, every: int) -> bool:
-        return done == self.total or done % every == 0
+    def _due(self, done: int, every: int | None) -> bool:
+        return done == self.total or (every is not None and done % every == 0)
+
+    def _old_checkpoint(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
 
     def _step(self, step: int, packs: list[Pack]) -> dict[str, Any]:
         start = time.perf_counter()
@@ -238,28 +266,39 @@ class LLMWorker:
         weight = sum(pack.total_weight(self.config.action_weight) for pack in packs)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.total)
-        total_loss = 0.0
+        total_loss, hits, actions = 0.0, 0, 0
         for pack, counted in rows:
-            loss = sequence_loss(self.engine, pack, self.device, self.config.action_weight)
-            loss = loss * counted
+            found = self._losses(pack)
+            loss = found.total * counted
             # DeepSpeed averages over workers and accumulation; this makes it a mean over targets
             self.engine.backward(loss * (self.world * self.accumulation / weight))
             self.engine.step()
             total_loss += loss.item()
+            if counted:
+                hits, actions = (
+                    sum(pair) for pair in zip((hits, actions), found.action_hits, strict=True)
+                )
         seconds = time.perf_counter() - start
         tokens = sum(len(pack.input_ids) for pack in packs)
         self.tokens_seen += tokens
-        return {
+        # the clocks of workers differ, their decisions may not: rank 0's counts
+        old = self.rank == 0 and self._old_checkpoint()
+        loss_sum, hits_sum, actions_sum, saving = self._sums(total_loss, hits, actions, old)
+        metrics = {
             **self._utilisation(tokens / seconds),
             "global_step": step + 1,
-            "loss": self._sum_over_workers(total_loss) / weight,
+            "loss": loss_sum / weight,
             "learning_rate": learning_rate(self.config, step, self.total),
             "tokens_per_second": tokens / seconds,
             "target_tokens": sum(pack.n_targets for pack in packs),
             "tokens_seen": self.tokens_seen,
             # of this process: what lies between two steps (reports, checkpoints, validation) counts
             "elapsed_seconds": time.perf_counter() - self.started,
+            "saving": bool(saving),
         }
+        if actions_sum:
+            metrics["action_token_accuracy"] = hits_sum / actions_sum
+        return metrics
 
     def _flops_per_token(self) -> float | None:
         """None for a model that is no Llama-like decoder."""
@@ -283,37 +322,50 @@ class LLMWorker:
                 metrics["mfu"] = metrics["model_flops_per_second"] / (peak * self.world)
         return metrics
 
-    def _sum_over_workers(self, value: float) -> float:
+    def _sums(self, *values: float) -> list[float]:
+        """Each value summed over the workers."""
         import torch
         import torch.distributed as dist
 
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world > 1:
             dist.all_reduce(tensor)
-        return float(tensor)
+        return [float(value) for value in tensor]
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         """Mean loss over all validation targets, rows shared out over the workers."""
         import torch
 
         self.engine.eval()
-        packs = make_packs(self.validation, self.config.batch.max_tokens, self.config.seed)
-        loss = 0.0
+        packs = self.validation_packs
+        loss, hits, actions = 0.0, 0, 0
         with torch.no_grad():
             # under ZeRO-3 every worker must make the same number of forward passes
             for index in range(0, len(packs), self.world):
                 own = index + self.rank
-                value = sequence_loss(self.engine, packs[min(own, len(packs) - 1)], self.device)
-                loss += value.item() if own < len(packs) else 0.0
+                found = self._losses(packs[min(own, len(packs) - 1)])
+                if own < len(packs):
+                    loss += float(found.losses.sum())
+                    hits, actions = (
+                        sum(pair) for pair in zip((hits, actions), found.action_hits, strict=True)
+                    )
         self.engine.train()
-        return self._sum_over_workers(loss) / sum(pack.n_targets for pack in packs)
+        loss, hits_sum, actions_sum = self._sums(loss, hits, actions)
+        metrics = {"validation_loss": loss / sum(pack.n_targets for pack in packs)}
+        if actions_sum:
+            metrics["validation_action_token_accuracy"] = hits_sum / actions_sum
+        return metrics
 
     def _report(self, metrics: dict[str, Any], *, checkpoint: bool) -> None:
         import ray.train
 
+        if self.rank == 0:
+            with (self.output / STEPS_FILE).open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(metrics) + "\n")
         if not checkpoint:
             ray.train.report(metrics)
             return
+        self.saved_at = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="llm-checkpoint-") as folder:
             self._save(Path(folder), metrics["global_step"])
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

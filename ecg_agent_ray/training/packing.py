@@ -1,20 +1,41 @@
 """Dialogues packed into rows of a fixed token budget, and the order in which steps take them.
 
 One dialogue is one sequence with all its assistant turns as targets, so no history is encoded
-twice. Rows are filled by best fit, position ids start anew at each dialogue, and the attention mask
-built from them keeps dialogues apart.
+twice. Rows are filled by best fit and position ids start again at each dialogue. Dialogues of a row
+that begin with the same system message can share one copy of it: its tokens see nothing that comes
+after them, so their states are the same for all.
 """
 
 from __future__ import annotations
 
 import bisect
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, EncodedDialogue
 
-__all__ = ["Pack", "StepPlan", "make_packs", "truncate"]
+__all__ = ["Pack", "Piece", "StepPlan", "make_packs", "truncate"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens ``begin`` to ``end`` of a dialogue, which lie in the row from ``start`` on.
+
+    They see each other causally, and before that the row's tokens ``seen[0]`` to ``seen[1]``: the
+    dialogue's first ``begin`` tokens, shared with the row's other dialogues.
+    """
+
+    dialogue: int
+    begin: int
+    end: int
+    start: int
+    seen: tuple[int, int] = (0, 0)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.end - self.begin
 
 
 @dataclass(frozen=True)
@@ -25,22 +46,38 @@ class Pack:
     labels: list[int]
     is_action: list[bool]
     position_ids: list[int]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def targets(self) -> list[int]:
+        """Row indices of the targets that a loss is available for.
+
+        A sequence's first token has no predecessor to be predicted from.
+        """
+        return [
+            index
+            for index, (label, position) in enumerate(
+                zip(self.labels, self.position_ids, strict=True)
+            )
+            if label != IGNORE_INDEX and position > 0
+        ]
 
     @property
     def n_targets(self) -> int:
-        """Targets that a loss can be had for: a sequence's first token has no predecessor."""
-        return sum(
-            label != IGNORE_INDEX and position > 0
-            for label, position in zip(self.labels, self.position_ids, strict=True)
-        )
+        return len(self.targets)
+
+    def before(self, targets: Sequence[int]) -> list[int]:
+        """The row indices from whose states ``targets`` are predicted."""
+        first = {piece.start: piece.seen[1] - 1 for piece in self.pieces if piece.begin}
+        return [first.get(index, index - 1) for index in targets]
+
+    def weights(self, action_weight: float) -> list[float]:
+        """The targets' weights: 1, or ``action_weight`` for a token that names an action."""
+        return [action_weight if self.is_action[index] else 1.0 for index in self.targets]
 
     def total_weight(self, action_weight: float) -> float:
-        """Sum of the targets' weights: 1, or ``action_weight`` for a token that names an action."""
-        actions = sum(
-            action and position > 0
-            for action, position in zip(self.is_action, self.position_ids, strict=True)
-        )
-        return self.n_targets + (action_weight - 1) * actions
+        """Sum of the targets' weights."""
+        return sum(self.weights(action_weight))
 
 
 def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
@@ -49,49 +86,116 @@ def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
         dialogue.input_ids[:max_tokens],
         dialogue.labels[:max_tokens],
         dialogue.is_action[:max_tokens],
+        min(dialogue.prefix, max_tokens),
     )
 
 
 def make_packs(
-    dialogues: Sequence[EncodedDialogue], max_tokens: int, seed: int, *, packing: bool = True
+    dialogues: Sequence[EncodedDialogue],
+    max_tokens: int,
+    seed: int,
+    *,
+    packing: bool = True,
+    share_prefix: bool = False,
 ) -> list[Pack]:
     """Shuffle, then put each dialogue into the fullest row it still fits.
 
-    Without ``packing`` each dialogue is a row of its own length.
+    Without ``packing`` each dialogue is a row of its own length. With ``share_prefix`` a row that
+    holds the dialogue's system message already is taken before others, and holds it once.
 
     Best fit on shuffled sequences leaves about 5 % of the tokens empty at lengths of a few hundred
     in rows of 1,024, and keeps rows from being sorted by length.
     """
     order = list(range(len(dialogues)))
     random.Random(seed).shuffle(order)
+    cut = [truncate(dialogue, max_tokens) for dialogue in dialogues]
     if not packing:
-        return [_join([truncate(dialogues[index], max_tokens)]) for index in order]
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    rows: list[list[int]] = []
+        return [_join(cut, [index], [None]) for index in order]
+    keys: list[tuple[int, ...] | None] = [None] * len(cut)
+    if share_prefix:
+        keys = [tuple(d.input_ids[: d.prefix]) if d.prefix else None for d in cut]
+    rows = _Rows(max_tokens)
     for index in order:
-        length = min(len(dialogues[index].input_ids), max_tokens)
+        rows.add(index, len(cut[index].input_ids), keys[index])
+    return [_join(cut, row, [keys[index] for index in row]) for row in rows.members]
+
+
+class _Rows:
+    """Rows being filled; ``room`` lists (tokens left, row) in order, for all and by prefix."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.members: list[list[int]] = []
+        self._left: list[int] = []
+        self._prefixes: list[set[tuple[int, ...]]] = []
+        self._max_tokens = max_tokens
+        self._room: list[tuple[int, int]] = []
+        self._room_by_prefix: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+
+    def add(self, index: int, length: int, key: tuple[int, ...] | None) -> None:
+        if key is not None:
+            row = self._best(self._room_by_prefix.get(key, []), length - len(key))
+            if row is not None:
+                self._put(index, row, length - len(key), None)
+                return
+        row = self._best(self._room, length)
+        if row is None:
+            row = len(self.members)
+            self.members.append([])
+            self._left.append(self._max_tokens)
+            self._prefixes.append(set())
+            bisect.insort(self._room, (self._max_tokens, row))
+        self._put(index, row, length, key)
+
+    @staticmethod
+    def _best(room: list[tuple[int, int]], length: int) -> int | None:
         place = bisect.bisect_left(room, (length, -1))
-        if place == len(room):
-            rows.append([index])
-            bisect.insort(room, (max_tokens - length, len(rows) - 1))
-        else:
-            left, row = room.pop(place)
-            rows[row].append(index)
-            bisect.insort(room, (left - length, row))
-    return [_join([truncate(dialogues[i], max_tokens) for i in row]) for row in rows]
+        return room[place][1] if place < len(room) else None
+
+    def _put(self, index: int, row: int, tokens: int, key: tuple[int, ...] | None) -> None:
+        lists = [self._room, *(self._room_by_prefix[known] for known in self._prefixes[row])]
+        for room in lists:
+            room.pop(bisect.bisect_left(room, (self._left[row], row)))
+        self._left[row] -= tokens
+        if key is not None and key not in self._prefixes[row]:
+            self._prefixes[row].add(key)
+            lists.append(self._room_by_prefix.setdefault(key, []))
+        for room in lists:
+            bisect.insort(room, (self._left[row], row))
+        self.members[row].append(index)
 
 
-def _join(dialogues: Sequence[EncodedDialogue]) -> Pack:
+def _join(
+    dialogues: Sequence[EncodedDialogue],
+    members: Sequence[int],
+    keys: Sequence[tuple[int, ...] | None],
+) -> Pack:
     ids: list[int] = []
     labels: list[int] = []
     is_action: list[bool] = []
     positions: list[int] = []
-    for dialogue in dialogues:
-        ids += dialogue.input_ids
-        labels += dialogue.labels
-        is_action += dialogue.is_action
-        positions += range(len(dialogue.input_ids))
-    return Pack(ids, labels, is_action, positions)
+    pieces: list[Piece] = []
+
+    def add(index: int, begin: int, end: int, seen: tuple[int, int]) -> None:
+        dialogue = dialogues[index]
+        pieces.append(Piece(index, begin, end, len(ids), seen))
+        ids.extend(dialogue.input_ids[begin:end])
+        labels.extend(dialogue.labels[begin:end])
+        is_action.extend(dialogue.is_action[begin:end])
+        positions.extend(range(begin, end))
+
+    sharers = Counter(keys)
+    placed: dict[tuple[int, ...], tuple[int, int]] = {}
+    for index, key in zip(members, keys, strict=True):
+        length = len(dialogues[index].input_ids)
+        if key is None or sharers[key] == 1:
+            add(index, 0, length, (0, 0))
+            continue
+        if key not in placed:
+            placed[key] = (len(ids), len(ids) + len(key))
+            add(index, 0, len(key), (0, 0))
+        if length > len(key):
+            add(index, len(key), length, placed[key])
+    return Pack(ids, labels, is_action, positions, tuple(pieces))
 
 
 class StepPlan:
@@ -103,6 +207,7 @@ class StepPlan:
         packs_per_step: rows of one optimiser step over all workers.
         seed: base of each epoch's shuffle.
         packing: False for one dialogue a row.
+        share_prefix: True for one copy of a system message a row.
     """
 
     def __init__(
@@ -113,13 +218,15 @@ class StepPlan:
         packs_per_step: int,
         seed: int,
         packing: bool = True,
+        share_prefix: bool = False,
     ) -> None:
         self._dialogues = dialogues
         self._max_tokens = max_tokens
         self._packs_per_step = packs_per_step
         self._seed = seed
         self._packing = packing
-        self.packs_per_epoch = len(make_packs(dialogues, max_tokens, seed, packing=packing))
+        self._share_prefix = share_prefix
+        self.packs_per_epoch = len(self._epoch(0))
 
     def total_steps(self, epochs: float) -> int:
         """Steps of so many passes over the data, at least one."""
@@ -136,6 +243,14 @@ class StepPlan:
     def _packs(self) -> Iterator[Pack]:
         epoch = 0
         while True:
-            seed = self._seed + epoch
-            yield from make_packs(self._dialogues, self._max_tokens, seed, packing=self._packing)
+            yield from self._epoch(epoch)
             epoch += 1
+
+    def _epoch(self, epoch: int) -> list[Pack]:
+        return make_packs(
+            self._dialogues,
+            self._max_tokens,
+            self._seed + epoch,
+            packing=self._packing,
+            share_prefix=self._share_prefix,
+        )

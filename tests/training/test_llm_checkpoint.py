@@ -39,7 +39,7 @@ def train(
     import deepspeed
     import torch
 
-    from ecg_agent_ray.training.llm_loop import build_model, sequence_loss
+    from ecg_agent_ray.training.llm_model import build_model, sequence_loss
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

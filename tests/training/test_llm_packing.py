@@ -58,7 +58,7 @@ def test_packed_loss_equals_the_loss_of_each_dialogue_alone() -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ecg_agent_ray.training.llm_loop import sequence_loss
+    from ecg_agent_ray.training.llm_model import sequence_loss
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(

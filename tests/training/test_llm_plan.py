@@ -222,7 +222,7 @@ def test_kernels_are_decided_with_their_reasons(monkeypatch: pytest.MonkeyPatch)
     here |= {"flash_attn", "liger_kernel"}
     fast = choose_kernels(config(), gpu=True)
     assert (fast.attention, fast.liger) == ("flash_attention_2", True)
-    assert choose_kernels(config(), gpu=False).attention == "sdpa"
+    assert choose_kernels(config(), gpu=False).attention == "packed"
     assert choose_kernels(config("dtype=float32"), gpu=True).attention == "sdpa"
 
 

@@ -87,7 +87,7 @@ def test_the_loss_of_every_target_is_the_same(chat: ChatFormat, dialogues: list[
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ecg_agent_ray.training.llm_loop import sequence_loss
+    from ecg_agent_ray.training.llm_model import sequence_loss
 
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
