@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from ecg_agent_ray.agent.asked import asked_quantities, unstated_values, value_sentence
+from ecg_agent_ray.agent.answer import opening, standing_in, unstated
+from ecg_agent_ray.agent.asked import value_sentence
 from ecg_agent_ray.agent.engine import Engine, Generation, GenerationRequest, Message, Usage
 from ecg_agent_ray.agent.events import (
     ContentDelta,
@@ -46,15 +47,7 @@ from ecg_agent_ray.dialogue import (
     system_prompt,
 )
 from ecg_agent_ray.errors import DialogueError, InputError
-from ecg_agent_ray.facts import (
-    ALL_QUANTITIES,
-    NOT_IN_KNOWLEDGE,
-    FactSheet,
-    Level,
-    fill,
-    knowledge,
-    urgent_lines,
-)
+from ecg_agent_ray.facts import FactSheet, Level
 
 __all__ = ["Agent"]
 
@@ -406,7 +399,7 @@ class _UserTurn:
         if not (self.agent.safety_advice and self.results):
             return
         known = FactSheet.read([result.output for result in self.history.results])
-        self.urgent = " ".join(urgent_lines(self._sheet(), known))
+        self.urgent = opening(self._sheet(), known)
         if self.urgent:
             self._mark("first_content_s")
             yield ContentDelta(self.urgent)
@@ -448,37 +441,17 @@ class _UserTurn:
         )
 
     def _unstated(self, sent: str) -> dict[str, str]:
-        """Values that were asked for, measured in this turn and left out of the answer."""
         outputs = [result.output for result in self.results if result.error is None]
-        return unstated_values(self.history.question, outputs, sent) or {}
+        return unstated(self.history.question, outputs, sent)
 
     def _fallback(self) -> str:
-        """What is said when no sentence of the model's may be: the asked facts, else all facts."""
-        sheet = self._sheet()
-        asked = [
-            text
-            for key in asked_quantities(self.history.question)
-            if key in sheet.values
-            for text in [_value_in_words(key, sheet)]
-        ]
-        if asked:
-            return " ".join(asked)
-        failed = [result.error for result in self.results if result.error]
-        if failed:
-            return f"The tool gave nothing for this recording: {failed[-1].rstrip('.')}."
-        if self.results and (all_facts := fill("summary", sheet)):
-            return f"{all_facts}."
-        return knowledge()[NOT_IN_KNOWLEDGE].texts[self.agent.level]
-
-
-def _value_in_words(key: str, sheet: FactSheet) -> str:
-    value = fill(key, sheet)
-    clause = fill(f"{key}.missing", sheet) if value is None else f"the {_name(key)} is {value}"
-    return f"{str(clause)[0].upper()}{str(clause)[1:]}."
-
-
-def _name(key: str) -> str:
-    return ALL_QUANTITIES[key].name
+        return standing_in(
+            self.history.question,
+            self._sheet(),
+            fresh=bool(self.results),
+            failure=self.results[-1].error if self.results else None,
+            level=self.agent.level,
+        )
 
 
 def _register(level: str | None) -> Level:

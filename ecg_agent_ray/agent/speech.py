@@ -13,10 +13,12 @@ from typing import Any, Literal
 from ecg_agent_ray.dialogue import Turn, render_turn
 from ecg_agent_ray.facts import (
     ALWAYS,
+    SLOT,
     FactSheet,
     Level,
     StrictGuard,
     best_entries,
+    fill,
     knowledge,
     named_numbers,
     offered,
@@ -24,7 +26,7 @@ from ecg_agent_ray.facts import (
     urgent_lines,
 )
 
-__all__ = ["SPEECHES", "Speech", "StrictView", "shown", "urgent"]
+__all__ = ["SPEECHES", "Speech", "StrictView", "filled", "shown", "urgent"]
 
 Speech = Literal["strict", "open"]
 SPEECHES: tuple[Speech, ...] = ("strict", "open")
@@ -75,6 +77,17 @@ def shown(
     return (said + gate.flush()).strip()
 
 
+def filled(
+    content: str, tool_outputs: Sequence[Any], *, beside: Any = None, level: Level = "B"
+) -> str:
+    """``content`` with every slot filled and nothing left out: the model's own text.
+
+    A slot without a text becomes its own name in brackets.
+    """
+    sheet = FactSheet.read(tool_outputs, beside)
+    return SLOT.sub(lambda found: fill(found[1], sheet, level=level) or f"[{found[1]}]", content)
+
+
 def urgent(tool_outputs: Sequence[Any], beside: Any = None) -> str:
     """What has to be said first of dangerous values and findings; empty if there are none."""
     return " ".join(urgent_lines(FactSheet.read(tool_outputs, beside)))
@@ -108,13 +121,15 @@ class StrictView:
         """A user's message, with the knowledge that may answer it.
 
         ``quoted`` are entries that the answers to come are known to quote (training): one that was
-        not found takes the last place.
+        not found takes the place of one that was. The order tells nothing, so that a model has to
+        read the titles.
         """
         before = self.asked[-1] if self.asked else ""
         entries = list(best_entries(content, before))
         missing = [e for e in quoted if e not in entries and e not in ALWAYS and e in knowledge()]
         if missing:
             entries = entries[: max(0, 5 - len(missing))] + missing
+        entries.sort()
         self.entries = tuple(entries)
         self.asked.append(content)
         titles = "; ".join(f"{entry}: {knowledge()[entry].title}" for entry in entries)
@@ -145,8 +160,6 @@ class StrictView:
 
 def _quoted(turns: Sequence[Turn]) -> list[str]:
     """The entries that the answer after a user's message quotes."""
-    from ecg_agent_ray.facts import SLOT
-
     for turn in turns:
         if turn.role == "user":
             break

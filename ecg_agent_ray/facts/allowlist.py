@@ -10,8 +10,8 @@ One list, in parts by where a word may stand:
 
 No part has a word that is medical, judges, compares, reasons, reassures, negates or counts, no
 modal verb outside ``I can`` and its like, and no order to do something: with any of these a
-sentence could say what the tools did not. Words joined by hyphens stand for the phrase and count only as
-such. The list was made from the words of the written dialogues and reviewed one by one.
+sentence could say what the tools did not. Words joined by hyphens stand for the phrase and count
+only as such. The list was made from the words of the written dialogues and reviewed one by one.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _JOINING = frozenset(
-    ("so", "because", "but", "although", "though", "while", "whereas", "since", "therefore", "hence",
-     "thus", "yet", "however")
+    ("so", "because", "but", "although", "though", "while", "whereas", "since", "therefore",
+     "hence", "thus", "yet", "however")
 )  # fmt: skip
 """Words that open a clause of its own; they are not shown, since they would reason or contrast."""
 
@@ -97,7 +97,8 @@ class StrictGuard:
         text = ", ".join(shown) if not _has_alone(body) else ". ".join(map(_capital, shown))
         if not text:
             return ""
-        return _capital(text) + (end.strip()[:1] or ".")
+        ended = text[-1] in ".!?"
+        return _capital(text) + ("" if ended else end.strip()[:1] or ".")
 
     def _clause(self, tokens: Sequence[_Token], end: str) -> str | None:
         """The clause filled; where it fails as a whole, those of its parts that hold a slot."""

@@ -12,24 +12,28 @@ from collections.abc import Sequence
 from ecg_agent_ray.facts.knowledge import knowledge
 from ecg_agent_ray.facts.quantities import ALL_QUANTITIES, QUANTITIES
 from ecg_agent_ray.facts.sheet import FactSheet
-from ecg_agent_ray.facts.slots import fill, offered
+from ecg_agent_ray.facts.slots import SLOT, fill, offered
 
 __all__ = ["slotify"]
 
+_PLAIN_WORDS = ("quality", "regularity")
+"""Slots whose text is an everyday word: "good" is seldom said of the signal."""
 _REPEATED = ("usual", "meaning", "name", "percent", "rating")
 
 
 def slotify(text: str, sheet: FactSheet, *, numbers: Sequence[str] = ()) -> str:
     """``text`` with the wordings that slots of this sheet have replaced by those slots.
 
-    ``numbers`` are those that the user named, for comparisons. Text that already holds slots keeps
-    them.
+    ``numbers`` are those that the user named, for comparisons. Text that already holds slots was
+    written by a strict model and stays as it is.
     """
+    if SLOT.search(text):
+        return text
     for pattern, slot in _curated(text):
         text = pattern.sub(lambda _, slot=slot: slot, text)  # type: ignore[misc]
     wordings = []
     for slot in offered(sheet, numbers=numbers):
-        words = fill(slot, sheet)
+        words = None if slot in _PLAIN_WORDS else fill(slot, sheet)
         if words and (len(words) > 3 or words[-1] in "%°"):
             wordings.append((words, slot))
     # a value's own slot before slots that merely share its words

@@ -81,10 +81,10 @@ class LLMWorker:
         self.world = self.context.get_world_size()
         self.accumulation = -(-config.batch.packs_per_step // self.world)
         chat = ChatFormat(load_tokenizer(config.base_model))
-        train = encode_all(chat, read_dialogues(config.train))
+        train = encode_all(chat, read_dialogues(config.train), config.speech)
         self.validation: list[EncodedDialogue] = []
         if config.validation:
-            self.validation = encode_all(chat, read_dialogues(config.validation))
+            self.validation = encode_all(chat, read_dialogues(config.validation), config.speech)
         self.plan = StepPlan(
             train,
             max_tokens=config.batch.max_tokens,

@@ -227,7 +227,9 @@ def _counted(config: LLMFinetuneConfig) -> Data:
 
     dialogues = read_dialogues(Path(config.train).expanduser())
     try:
-        encoded = encode_all(ChatFormat(load_tokenizer(config.base_model)), dialogues)
+        encoded = encode_all(
+            ChatFormat(load_tokenizer(config.base_model)), dialogues, config.speech
+        )
     except EcgAgentError:
         # English with numbers and JSON: about 3.6 characters a token for vocabularies this large
         characters = sum(len(m["content"]) for d in dialogues for m in dialogue_messages(d))
