@@ -132,8 +132,8 @@ class StrictView:
         entries.sort()
         self.entries = tuple(entries)
         self.asked.append(content)
-        titles = "; ".join(f"{entry}: {knowledge()[entry].title}" for entry in entries)
-        text = f"{content}\n[{titles}]" if titles else content
+        # an entry's id is a short title; the long ones would cost a third more tokens a dialogue
+        text = f"{content}\n[{', '.join(entries)}]" if entries else content
         self.messages.append({"role": "user", "content": text})
 
     def add_assistant(self, turn: Turn) -> None:

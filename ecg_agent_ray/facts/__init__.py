@@ -10,7 +10,7 @@ from ecg_agent_ray.facts.knowledge import NOT_IN_KNOWLEDGE, Entry, Level, knowle
 from ecg_agent_ray.facts.quantities import ALL_QUANTITIES, QUANTITIES, Quantity, measured, rounded
 from ecg_agent_ray.facts.retrieval import ALWAYS, best_entries, retriever
 from ecg_agent_ray.facts.sheet import FactSheet, Finding
-from ecg_agent_ray.facts.slotify import slotify
+from ecg_agent_ray.facts.slotify import slotify, uncurated
 from ecg_agent_ray.facts.slots import SLOT, Slot, fill, named_numbers, offered, parse_slot
 from ecg_agent_ray.facts.statements import (
     STATEMENTS,
@@ -53,5 +53,6 @@ __all__ = [
     "slotify",
     "sources",
     "statement_name",
+    "uncurated",
     "urgent_lines",
 ]

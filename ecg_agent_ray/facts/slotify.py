@@ -14,7 +14,7 @@ from ecg_agent_ray.facts.quantities import ALL_QUANTITIES, QUANTITIES
 from ecg_agent_ray.facts.sheet import FactSheet
 from ecg_agent_ray.facts.slots import SLOT, fill, offered
 
-__all__ = ["slotify"]
+__all__ = ["slotify", "uncurated"]
 
 _PLAIN_WORDS = ("quality", "regularity")
 """Slots whose text is an everyday word: "good" is seldom said of the signal."""
@@ -40,6 +40,13 @@ def slotify(text: str, sheet: FactSheet, *, numbers: Sequence[str] = ()) -> str:
     wordings.sort(key=lambda item: (-len(item[0]), _rank(item[1])))
     for words, slot in wordings:
         text = _replaced(text, words, slot, sheet)
+    return text
+
+
+def uncurated(text: str) -> str:
+    """``text`` without the sentences that quote the knowledge base."""
+    for pattern, _ in _curated(text):
+        text = pattern.sub("", text)
     return text
 
 
