@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ecg_agent_ray.dialogue.actions import Action
+from ecg_agent_ray.dialogue.slotted import holds_slots, slot_faults
 from ecg_agent_ray.dialogue.turns import LEAD_CONFIGURATIONS, Dialogue, Turn
 
 __all__ = ["DialogueStats", "Problem", "clean_report", "stats", "validate"]
@@ -54,13 +55,18 @@ def validate(dialogues: Sequence[Dialogue]) -> list[Problem]:
     """All faults of all dialogues, in order.
 
     Errors would teach or score something wrong: turns out of order, a tool output in an unknown
-    shape, a goodbye that is not the end. Warnings are worth a look: a ``response`` without a tool
-    output before it, actions other than the metadata's, a thought that leaks instructions.
+    shape, a goodbye that is not the end, a slot without a text. Warnings are worth a look: a
+    ``response`` without a tool output before it, actions other than the metadata's, a thought that
+    leaks instructions.
     """
     problems: list[Problem] = []
     for number, dialogue in enumerate(dialogues):
         problems.extend(_metadata_problems(number, dialogue))
         problems.extend(_order_problems(number, dialogue))
+        if holds_slots(dialogue):
+            problems.extend(
+                Problem(number, turn, "slot", fault) for turn, fault in slot_faults(dialogue)
+            )
         for index, turn in enumerate(dialogue.turns):
             problems.extend(_turn_problems(number, index, turn))
     return problems
