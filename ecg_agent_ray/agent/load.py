@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
 from ecg_agent_ray.agent.drafts import read_drafts
-from ecg_agent_ray.agent.engine import Engine
+from ecg_agent_ray.agent.engine import Engine, GenerationRequest
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
 from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
@@ -139,7 +139,7 @@ def load_agent(
             manifest.prompt_version,
             PROMPT_VERSION,
         )
-    return Agent(
+    agent = Agent(
         _local_engine(manifest, folder, text, engine, device, dtype),
         lead_configuration or manifest.lead_configuration,
         level=level,
@@ -147,6 +147,8 @@ def load_agent(
         name=text,
         **options,
     )
+    agent.engine.warm([agent.system], [GenerationRequest()])
+    return agent
 
 
 def _manifest(source: str) -> tuple[AgentManifest, Path | None]:

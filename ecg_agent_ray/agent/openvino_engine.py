@@ -8,6 +8,7 @@ package. Grammar, prefix cache and guesses are those of every local engine.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -28,6 +29,17 @@ from ecg_agent_ray.errors import ConfigError
 __all__ = ["OpenVINOEngine"]
 
 _PRECISION = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def _scale_group(config: Any) -> int:
+    """Values of an activation that share a scale when it is made 8-bit.
+
+    Wider groups take less time (of 128 a tenth less than of 64, next tokens as often those of fp32)
+    but have to divide every matrix's width.
+    """
+    text = config.get_text_config(decoder=True)
+    widths = math.gcd(text.hidden_size, text.intermediate_size)
+    return next((size for size in (128, 64) if widths % size == 0), 32)
 
 
 class OpenVINOEngine(GrammarEngine):
@@ -82,11 +94,13 @@ class OpenVINOEngine(GrammarEngine):
             )
         reference = str(base_model)
         path = exported(reference, None if adapter is None else Path(adapter))
+        folder = resolve_base_model(reference)
+        config = AutoConfig.from_pretrained(folder)
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _PRECISION[self.dtype],
             "KV_CACHE_PRECISION": _PRECISION[self.dtype],
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_scale_group(config)),
             "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
         }
         compiled = openvino.Core().compile_model(paged(path), "CPU", options)
@@ -96,8 +110,6 @@ class OpenVINOEngine(GrammarEngine):
         self._lock = threading.Lock()
         self.queue = self._forwards = ForwardQueue(self._run)
         self.name = name or (f"{reference}+{Path(adapter).name}" if adapter else reference)
-        folder = resolve_base_model(reference)
-        config = AutoConfig.from_pretrained(folder)
         try:
             declared = GenerationConfig.from_pretrained(folder).eos_token_id
         except OSError:

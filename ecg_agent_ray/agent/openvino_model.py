@@ -37,14 +37,17 @@ _FORM = "2"
 def require_openvino() -> Any:
     """The package; raises :class:`MissingDependencyError` naming the extra."""
     try:
-        import nncf  # noqa: F401
         import openvino
     except ImportError as error:
-        raise MissingDependencyError(
-            f"the engine openvino needs the package {error.name}",
-            hint="pip install 'ecg-agent-ray[on-device]'",
-        ) from error
+        raise _missing(str(error.name)) from error
     return openvino
+
+
+def _missing(package: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"the engine openvino needs the package {package}",
+        hint="pip install 'ecg-agent-ray[on-device]'",
+    )
 
 
 def exported(base_model: str | Path, adapter: Path | None) -> Path:
@@ -102,7 +105,6 @@ def _key(resolved: str, adapter: Path | None) -> str:
 
 
 def _export(base_model: str, adapter: Path | None, path: Path) -> None:
-    import nncf
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
 
@@ -110,6 +112,10 @@ def _export(base_model: str, adapter: Path | None, path: Path) -> None:
     from ecg_agent_ray.agent.prefix_cache import GrowingLayer, new_cache
     from ecg_agent_ray.agent.transformers_engine import merged
 
+    try:
+        import nncf
+    except ImportError as error:
+        raise _missing("nncf") from error
     model = load_base_model(base_model, dtype="float32")
     if not all(isinstance(layer, GrowingLayer) for layer in new_cache(model.config).layers):
         raise ConfigError(
