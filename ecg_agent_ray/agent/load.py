@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, resolve_base_model
 from ecg_agent_ray.agent.drafts import read_drafts
 from ecg_agent_ray.agent.engine import Engine, GenerationRequest
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
-from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
+from ecg_agent_ray.errors import ConfigError, ModelNotFoundError, WeightsUnavailableError
 
 __all__ = [
     "BUILTIN_AGENT",
@@ -57,6 +57,11 @@ class AgentManifest(BaseModel):
     prompt_version: str = PROMPT_VERSION
     classifier: str | None = Field(
         default=None, description="URI of the classifier it was made for; null is the shipped one."
+    )
+    fallback: str | None = Field(
+        default=None,
+        description="Folder of another agent, seen from this one's, which takes its place where "
+        "the base model's weights are not available.",
     )
 
 
@@ -156,7 +161,16 @@ def _manifest(source: str) -> tuple[AgentManifest, Path | None]:
     if source.startswith("base:"):
         return AgentManifest(base_model=source.removeprefix("base:")), None
     folder = BUILTIN_AGENT if source == "builtin:" else Path(source).expanduser()
-    return read_manifest(folder), folder
+    manifest = read_manifest(folder)
+    if manifest.fallback is None:
+        return manifest, folder
+    try:
+        resolve_base_model(manifest.base_model)
+    except WeightsUnavailableError as error:
+        other = folder / manifest.fallback
+        _log.warning("%s; the agent in %s takes the place of %s", error, other.resolve(), source)
+        return read_manifest(other), other
+    return manifest, folder
 
 
 def agent_weights(source: str | Path = "builtin:") -> tuple[str, Path | None]:

