@@ -9,7 +9,6 @@ package. Grammar, prefix cache and guesses are those of every local engine.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +55,7 @@ class OpenVINOEngine(GrammarEngine):
         what they are multiplied with have eight bits then; in bf16 weights are widened first,
         which took longer for up to eight tokens on a CPU with AMX.
     threads
-        None takes all cores.
+        None takes as many as torch does.
     cache_entries, cache_tokens, draft_tokens
         As :class:`~ecg_agent_ray.agent.TransformersEngine`. A forward of twelve tokens takes 1.3
         times as long as one of one.
@@ -101,7 +100,7 @@ class OpenVINOEngine(GrammarEngine):
             "INFERENCE_PRECISION_HINT": _PRECISION[self.dtype],
             "KV_CACHE_PRECISION": _PRECISION[self.dtype],
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(_scale_group(config)),
-            "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
         }
         compiled = openvino.Core().compile_model(paged(path), "CPU", options)
         self._request = compiled.create_infer_request()

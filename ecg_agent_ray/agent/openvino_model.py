@@ -2,9 +2,11 @@
 
 The model, its adapter merged, is traced with one key/value input and output a layer, which become
 states; weights are quantised to 8 bits a channel by NNCF. Making it takes a minute, reading it back
-a second. Four bits (groups of 64) took a fifth less time a token for Qwen2.5-Coder-0.5B but chose
-another next token in 15 to 18 of 100 places, eight bits in 3. When it is read, OpenVINO's own pass turns each attention with states into paged
+a second. When it is read, OpenVINO's own pass turns each attention with states into paged
 attention: keys and values then lie in blocks that the caller holds.
+
+Four bits (groups of 64) took a tenth to a quarter less time a forward for Qwen2.5-Coder-0.5B, but
+chose another next token than fp32 in 15 to 18 of 100 places; eight bits do in 3.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ecg_agent_ray.errors import ConfigError, MissingDependencyError
 from ecg_agent_ray.plugins.fetch import remove_unused
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["INPUTS", "exported", "paged", "require_openvino"]
+__all__ = ["INPUTS", "can_convert", "exported", "paged", "require_openvino"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,13 @@ def _missing(package: str) -> MissingDependencyError:
         f"the engine openvino needs the package {package}",
         hint="pip install 'ecg-agent-ray[on-device]'",
     )
+
+
+def can_convert(config: Any) -> bool:
+    """Whether a model of this transformers configuration keeps plain keys and values."""
+    from ecg_agent_ray.agent.prefix_cache import GrowingLayer, new_cache
+
+    return all(isinstance(layer, GrowingLayer) for layer in new_cache(config).layers)
 
 
 def exported(base_model: str | Path, adapter: Path | None) -> Path:
@@ -115,7 +124,6 @@ def _export(base_model: str, adapter: Path | None, path: Path) -> None:
     from openvino._offline_transformations import apply_make_stateful_transformation
 
     from ecg_agent_ray.agent.base_model import load_base_model
-    from ecg_agent_ray.agent.prefix_cache import GrowingLayer, new_cache
     from ecg_agent_ray.agent.transformers_engine import merged
 
     try:
@@ -123,7 +131,7 @@ def _export(base_model: str, adapter: Path | None, path: Path) -> None:
     except ImportError as error:
         raise _missing("nncf") from error
     model = load_base_model(base_model, dtype="float32")
-    if not all(isinstance(layer, GrowingLayer) for layer in new_cache(model.config).layers):
+    if not can_convert(model.config):
         raise ConfigError(
             f"the engine openvino cannot run {type(model).__name__}: its layers keep no plain "
             "keys and values",

@@ -218,6 +218,19 @@ def test_an_agent_takes_it_by_name(merged_folder: Path, engine: Any, fixed_toolb
     assert agent.respond([{"role": "user", "content": "hi"}], fixed_toolbox).content
 
 
+def test_it_is_chosen_where_it_is_faster(
+    merged_folder: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ecg_agent_ray.agent import OpenVINOEngine, TransformersEngine, load
+
+    assert isinstance(load_agent(merged_folder).engine, TransformersEngine)  # a small model
+    monkeypatch.setattr(load, "_WORTH_CONVERTING", range(10**9))
+    assert isinstance(load_agent(merged_folder).engine, OpenVINOEngine)
+    assert isinstance(load_agent(merged_folder, engine="auto").engine, OpenVINOEngine)
+    assert isinstance(load_agent(merged_folder, dtype="float32").engine, TransformersEngine)
+    assert isinstance(load_agent(merged_folder, engine="transformers").engine, TransformersEngine)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
