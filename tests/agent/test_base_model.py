@@ -18,6 +18,8 @@ from ecg_agent_ray.agent.base_model import (
     resolve_gguf,
 )
 from ecg_agent_ray.agent.chat_format import ChatFormat
+from ecg_agent_ray.agent.export import export_gguf
+from ecg_agent_ray.agent.load import AgentManifest, write_manifest
 from ecg_agent_ray.dialogue import Action, parse_turn, system_prompt
 from ecg_agent_ray.errors import ModelNotFoundError
 from ecg_agent_ray.weights import find, named
@@ -151,6 +153,27 @@ def test_the_tokenizer_is_its_makers(make_gguf: Callable[..., str], qwen2_tokeni
     assert tokenizer.decode([form.end_token_id]) == "<|im_end|>"
     # no special token can be written by a user
     assert not set(form.content_ids(text)) & set(tokenizer.added_tokens_decoder)
+
+
+def test_an_adapter_on_it_is_exported_as_gguf(
+    make_gguf: Callable[..., str], tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    base = make_gguf(tied=True)
+    agent = tmp_path / "agent"
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_base_model(base, dtype="float32"), lora).save_pretrained(agent)
+    write_manifest(agent, AgentManifest(base_model=base))
+    merged = PeftModel.from_pretrained(load_base_model(base, dtype="float32"), str(agent))
+    exported = export_gguf(agent, tmp_path / "agent.gguf", kind="q8_0")
+    again = load_base_model(str(exported), dtype="float32")
+    assert again.config.tie_word_embeddings
+    ids = torch.arange(40, 90)[None]
+    with torch.inference_mode():
+        wanted, got = (model(ids).logits[0] for model in (merged.merge_and_unload(), again))
+    assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.99
 
 
 def test_named_weights_are_a_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
