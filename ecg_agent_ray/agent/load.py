@@ -57,15 +57,15 @@ class AgentManifest(BaseModel):
         default=LAPTOP_BASE_MODEL,
         description="What an adapter was trained on; see base_model. Unused with merged weights.",
     )
-    lead_configuration: LeadConfiguration = "12-lead"
-    prompt_version: str = PROMPT_VERSION
-    classifier: str | None = Field(
-        default=None, description="URI of the classifier it was made for; null is the shipped one."
-    )
     fallback: str | None = Field(
         default=None,
         description="Folder of another agent, seen from this one's, which takes its place where "
         "the base model's weights are not available.",
+    )
+    lead_configuration: LeadConfiguration = "12-lead"
+    prompt_version: str = PROMPT_VERSION
+    classifier: str | None = Field(
+        default=None, description="URI of the classifier it was made for; null is the shipped one."
     )
 
 
