@@ -33,7 +33,7 @@ def holds_slots(dialogue: Dialogue) -> bool:
 
 
 def slot_faults(dialogue: Dialogue) -> Iterator[tuple[int, str]]:
-    """Turn and fault, in order. ``metadata["beside"]`` is what the tools know beyond the outputs."""
+    """Turn and fault, in order; ``metadata["beside"]`` is what the tools know beyond outputs."""
     outputs: list[Any] = []
     asked: list[str] = []
     beside = dialogue.metadata.get("beside")

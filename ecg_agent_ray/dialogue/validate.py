@@ -11,12 +11,13 @@ from typing import Any, Literal
 from ecg_agent_ray.dialogue.actions import Action
 from ecg_agent_ray.dialogue.slotted import holds_slots, slot_faults
 from ecg_agent_ray.dialogue.turns import LEAD_CONFIGURATIONS, Dialogue, Turn
+from ecg_agent_ray.facts.quantities import QUANTITIES
 
 __all__ = ["DialogueStats", "Problem", "clean_report", "stats", "validate"]
 
 _CLASS = re.compile(r"^\S+ \(\d{1,3}(\.\d+)?%\)$")
 _EXPLANATION = re.compile(r"^\S+ \(\d{1,3}(\.\d+)?%\) \| ")
-_MEASUREMENTS = ("heart_rate", "pr_interval", "qrs_duration", "qtc_interval")
+_MEASUREMENTS = tuple(QUANTITIES)
 _LEVELS = frozenset({"A", "B", "C", "A1", "A2", "B1", "B2", "C1", "C2"})
 
 # what a generator says about its own task instead of about the user
