@@ -258,6 +258,8 @@ class LLMWorker:
         return minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
 
     def _step(self, step: int, packs: list[Pack]) -> dict[str, Any]:
+        import torch
+
         start = time.perf_counter()
         mine = packs[self.rank :: self.world]
         # all workers must take part in every backward pass; the odd ones out count nothing
@@ -266,6 +268,8 @@ class LLMWorker:
         weight = sum(pack.total_weight(self.config.action_weight) for pack in packs)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.total)
+        # dropout must not depend on where a job was resumed
+        torch.manual_seed((self.config.seed << 40) + step * self.world + self.rank)
         total_loss, hits, actions = 0.0, 0, 0
         for pack, counted in rows:
             found = self._losses(pack)
