@@ -73,9 +73,10 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     resolve_base_model(config.base_model)
     start = time.perf_counter()
     output = Path(config.output) / "agent"
-    dialogues = read_dialogues(config.train)
-    sources = [source for source in (config.train, config.validation) if source]
-    digest = data_digest([file for source in sources for file in dialogue_files(source)])
+    dialogues = [d for source in config.sources for d in read_dialogues(source.path)]
+    paths = [source.path for source in config.sources]
+    read = dict.fromkeys([*paths, *filter(None, [config.validation])])
+    digest = data_digest([file for path in read for file in dialogue_files(path)])
     earlier = unfinished_job(config, job_digest(config, digest))
     with contextlib.ExitStack() as stack:
         gpu = _use_gpu(config, stack.enter_context(local_ray(num_cpus=_cpus(config))))
@@ -91,9 +92,9 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
             )
         )
         run.log_data(
-            Path(config.train).name,
+            _data_name(config),
             digest,
-            source=config.train,
+            source=", ".join(paths),
             profile={"dialogues": len(dialogues)},
         )
         job = JobRecord(
@@ -152,12 +153,14 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
             f"batch.packs_per_step={packs} is not a multiple of distributed.num_workers={workers}"
         )
     values = config.model_dump()
-    for name in ("train", "validation", "output"):
-        # a hub's data set keeps its name: each node fetches it into its own cache
-        if values[name] is not None and (name == "output" or not is_hub_name(values[name])):
-            values[name] = str(Path(values[name]).expanduser().resolve())
-            if name != "output" and not Path(values[name]).exists():
-                raise ConfigError(f"{name}: no file at {values[name]}")
+    values["output"] = str(Path(values["output"]).expanduser().resolve())
+    if config.validation is not None:
+        values["validation"] = _present(config.validation, "validation")
+    if isinstance(config.train, str):
+        values["train"] = _present(config.train, "train")
+    else:
+        for number, source in enumerate(values["train"]):
+            source["path"] = _present(source["path"], f"train[{number}].path")
     if values["adapter"] is not None:
         folder = BUILTIN_AGENT if values["adapter"] == "builtin:" else Path(values["adapter"])
         if not (folder / "adapter_config.json").is_file():
@@ -165,6 +168,16 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
         values["adapter"] = str(folder.resolve())
     values["storage"] = values["storage"] or str(Path(values["output"]) / "checkpoints")
     return LLMFinetuneConfig.model_validate(values)
+
+
+def _present(source: str, key: str) -> str:
+    """Absolute path of a data source; a hub's name stays, each node fetches it into its cache."""
+    if is_hub_name(source):
+        return source
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(f"{key}: no file at {path}")
+    return str(path)
 
 
 def _cpus(config: LLMFinetuneConfig) -> int:
@@ -247,6 +260,10 @@ def _best(result: Any) -> tuple[dict[str, float], Any]:
     return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}, checkpoint
 
 
+def _data_name(config: LLMFinetuneConfig) -> str:
+    return ", ".join(Path(source.path).name for source in config.sources)
+
+
 def _card(
     config: LLMFinetuneConfig, leads: str, n_dialogues: int, metrics: dict[str, float]
 ) -> str:
@@ -255,7 +272,7 @@ def _card(
     return f"""# ECG agent adapter ({leads})
 
 LoRA adapter for `{config.base_model}`, {start} on {n_dialogues} dialogues
-(`{Path(config.train).name}`). Not a medical device: for research and development only.
+(`{_data_name(config)}`). Not a medical device: for research and development only.
 
 | at the kept checkpoint | |
 |---|---|

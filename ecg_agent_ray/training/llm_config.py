@@ -13,13 +13,33 @@ from ecg_agent_ray.training.config import StrictConfig
 __all__ = [
     "Assumptions",
     "BatchConfig",
+    "DataSource",
     "DistributedConfig",
     "LLMFinetuneConfig",
     "LoraSettings",
     "Optimizer",
 ]
 
+CHUNK = 128
+"""Targets whose logits exist at a time: they stay in the last-level cache of a server's CPU."""
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class DataSource(StrictConfig):
+    """Dialogues and how an epoch uses them; what it uses is drawn from ``seed`` and the epoch."""
+
+    path: str = Field(description="As the string form of train.")
+    repeat: float = Field(
+        default=1.0, gt=0, description="Uses of a dialogue in an epoch; 0.3 draws three in ten."
+    )
+    weight: float = Field(default=1.0, gt=0, description="Factor of the loss of its targets.")
+    first_actions: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the uses that end after the first action of a user turn drawn at "
+        "random, with the names of actions as only targets: short rows on what decides most.",
+    )
 
 
 class LoraSettings(StrictConfig):
@@ -120,9 +140,10 @@ class LLMFinetuneConfig(StrictConfig):
     adapter: str | None = Field(
         default=None, description="Adapter folder or builtin: to continue from; null starts anew."
     )
-    train: str = Field(
+    train: str | list[DataSource] = Field(
+        min_length=1,
         description="Dialogues in ECG-MTD's form: JSONL or Parquet, a folder of such files, or a "
-        "hub's data set as owner/name or owner/name:split."
+        "hub's data set as owner/name or owner/name:split. Or a list of sources to mix.",
     )
     validation: str | None = Field(default=None, description="Dialogues for validation loss.")
     output: str = Field(default="outputs/llm", description="Folder for agent/ and checkpoints/.")
@@ -212,6 +233,11 @@ class LLMFinetuneConfig(StrictConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """``train`` as a list."""
+        return [DataSource(path=self.train)] if isinstance(self.train, str) else self.train
 
     def deepspeed(self, *, gpu: bool, workers: int) -> dict[str, Any]:
         """The DeepSpeed configuration.

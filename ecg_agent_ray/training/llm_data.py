@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
-from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, system_prompt
+from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, read_dialogues, system_prompt
 from ecg_agent_ray.dialogue.render import dialogue_messages
-from ecg_agent_ray.training.llm_config import BatchConfig
-from ecg_agent_ray.training.packing import Pack, make_packs
+from ecg_agent_ray.training.llm_config import DataSource, LLMFinetuneConfig
+from ecg_agent_ray.training.packing import Sample, StepPlan, truncate
 
-__all__ = ["common_lead_configuration", "encode_all", "make_rows"]
+__all__ = [
+    "TrainingData",
+    "common_lead_configuration",
+    "encode_all",
+    "step_plan",
+    "training_data",
+]
 
 
-def encode_all(chat: ChatFormat, dialogues: Iterable[Dialogue]) -> list[EncodedDialogue]:
-    """Encode each dialogue, every other one with its language level in the prompt."""
+def encode_all(
+    chat: ChatFormat, dialogues: Iterable[Dialogue], max_tokens: int | None = None
+) -> list[EncodedDialogue]:
+    """Encode each dialogue, every other one with its language level in the prompt.
+
+    A longer one than ``max_tokens`` keeps its beginning.
+    """
     encoded = []
     for index, dialogue in enumerate(dialogues):
         level = dialogue.cefr_level if index % 2 else None
         prompt = system_prompt(dialogue.lead_configuration, level=level)
-        encoded.append(chat.encode_dialogue(dialogue_messages(dialogue, prompt)))
+        whole = chat.encode_dialogue(dialogue_messages(dialogue, prompt))
+        encoded.append(whole if max_tokens is None else truncate(whole, max_tokens))
     return encoded
 
 
@@ -29,12 +43,55 @@ def common_lead_configuration(dialogues: Sequence[Dialogue]) -> LeadConfiguratio
     return found.pop() if len(found) == 1 else None
 
 
-def make_rows(encoded: Sequence[EncodedDialogue], batch: BatchConfig, seed: int) -> list[Pack]:
-    """One epoch's rows: packed, or one dialogue each."""
-    return make_packs(
-        encoded,
-        batch.max_tokens,
-        seed,
-        packing=batch.packing,
-        share_prefix=batch.share_prefix,
+@dataclass(frozen=True)
+class TrainingData:
+    """The dialogues of all sources in one list, and what each epoch uses of them."""
+
+    dialogues: list[EncodedDialogue]
+    sources: list[DataSource]
+    sizes: list[int]
+    seed: int
+
+    def samples(self, epoch: int) -> list[Sample]:
+        """Drawn anew for each epoch (from 0), the same for the same seed."""
+        found: list[Sample] = []
+        start = 0
+        for number, (source, size) in enumerate(zip(self.sources, self.sizes, strict=True)):
+            rng = random.Random(f"{self.seed} {epoch} {number}")
+            whole, part = divmod(round(source.repeat * size), size)
+            used = [*range(start, start + size)] * whole
+            used += sorted(rng.sample(range(start, start + size), part))
+            cut = set(rng.sample(range(len(used)), round(source.first_actions * len(used))))
+            for place, dialogue in enumerate(used):
+                ends = self.dialogues[dialogue].first_actions if place in cut else ()
+                end = rng.choice(ends) if ends else None
+                found.append(Sample(dialogue, end, source.weight))
+            start += size
+        return found
+
+
+def training_data(chat: ChatFormat, config: LLMFinetuneConfig) -> TrainingData:
+    """Read and encode all sources of ``config.train``."""
+    encoded = [
+        encode_all(chat, read_dialogues(source.path), config.batch.max_tokens)
+        for source in config.sources
+    ]
+    return TrainingData(
+        [dialogue for part in encoded for dialogue in part],
+        config.sources,
+        [len(part) for part in encoded],
+        config.seed,
+    )
+
+
+def step_plan(data: TrainingData, config: LLMFinetuneConfig) -> StepPlan:
+    """Which rows each step takes."""
+    return StepPlan(
+        data.dialogues,
+        max_tokens=config.batch.max_tokens,
+        packs_per_step=config.batch.packs_per_step,
+        seed=config.seed,
+        packing=config.batch.packing,
+        share_prefix=config.batch.share_prefix,
+        samples=data.samples,
     )

@@ -31,7 +31,7 @@ from ecg_agent_ray.training.llm_checkpoint import (
     save_training_state,
 )
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
-from ecg_agent_ray.training.llm_data import encode_all
+from ecg_agent_ray.training.llm_data import encode_all, step_plan, training_data
 from ecg_agent_ray.training.llm_kernels import choose_kernels
 from ecg_agent_ray.training.llm_lower import LowerStates, skip_lower_layers
 from ecg_agent_ray.training.llm_model import (
@@ -42,7 +42,7 @@ from ecg_agent_ray.training.llm_model import (
 )
 from ecg_agent_ray.training.llm_plan import flops_per_token
 from ecg_agent_ray.training.llm_shapes import ModelShape, device_peak
-from ecg_agent_ray.training.packing import Pack, StepPlan, make_packs
+from ecg_agent_ray.training.packing import Pack, make_packs
 
 __all__ = ["STEPS_FILE", "learning_rate", "train_worker"]
 
@@ -81,22 +81,15 @@ class LLMWorker:
         self.world = self.context.get_world_size()
         self.accumulation = -(-config.batch.packs_per_step // self.world)
         chat = ChatFormat(load_tokenizer(config.base_model))
-        train = encode_all(chat, read_dialogues(config.train))
+        train = training_data(chat, config)
         self.validation: list[EncodedDialogue] = []
         if config.validation:
             self.validation = encode_all(chat, read_dialogues(config.validation))
-        self.plan = StepPlan(
-            train,
-            max_tokens=config.batch.max_tokens,
-            packs_per_step=config.batch.packs_per_step,
-            seed=config.seed,
-            packing=config.batch.packing,
-            share_prefix=config.batch.share_prefix,
-        )
-        self.validation_packs = self._validation_packs(first=len(train))
+        self.plan = step_plan(train, config)
+        self.validation_packs = self._validation_packs(first=len(train.dialogues))
         self.lower: LowerStates | None = None
         self.total = config.steps or self.plan.total_steps(config.epochs)
-        self.engine = self._start_engine([*train, *self.validation])
+        self.engine = self._start_engine([*train.dialogues, *self.validation])
         self.device = self.engine.device
         self.tokens_seen = 0
         self.started = self.saved_at = time.perf_counter()

@@ -11,12 +11,25 @@ from __future__ import annotations
 import bisect
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, EncodedDialogue
 
-__all__ = ["Pack", "Piece", "StepPlan", "make_packs", "truncate"]
+__all__ = ["Pack", "Piece", "Sample", "StepPlan", "make_packs", "truncate"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of a dialogue in an epoch.
+
+    With ``end`` it ends after so many tokens, and the names of actions are its only targets.
+    ``weight`` multiplies the loss of its targets.
+    """
+
+    dialogue: int
+    end: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,8 @@ class Piece:
     """Tokens ``begin`` to ``end`` of a dialogue, which lie in the row from ``start`` on.
 
     They see each other causally, and before that the row's tokens ``seen[0]`` to ``seen[1]``: the
-    dialogue's first ``begin`` tokens, shared with the row's other dialogues.
+    dialogue's first ``begin`` tokens, shared with the row's other dialogues. ``weight`` is that of
+    its sample.
     """
 
     dialogue: int
@@ -32,6 +46,7 @@ class Piece:
     end: int
     start: int
     seen: tuple[int, int] = (0, 0)
+    weight: float = 1.0
 
     @property
     def stop(self) -> int:
@@ -72,8 +87,13 @@ class Pack:
         return [first.get(index, index - 1) for index in targets]
 
     def weights(self, action_weight: float) -> list[float]:
-        """The targets' weights: 1, or ``action_weight`` for a token that names an action."""
-        return [action_weight if self.is_action[index] else 1.0 for index in self.targets]
+        """The targets' weights: their sample's, times ``action_weight`` where naming an action."""
+        starts = [piece.start for piece in self.pieces]
+        return [
+            self.pieces[bisect.bisect_right(starts, index) - 1].weight
+            * (action_weight if self.is_action[index] else 1.0)
+            for index in self.targets
+        ]
 
     def total_weight(self, action_weight: float) -> float:
         """Sum of the targets' weights."""
@@ -87,6 +107,7 @@ def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
         dialogue.labels[:max_tokens],
         dialogue.is_action[:max_tokens],
         min(dialogue.prefix, max_tokens),
+        tuple(end for end in dialogue.first_actions if end <= max_tokens),
     )
 
 
@@ -97,27 +118,41 @@ def make_packs(
     *,
     packing: bool = True,
     share_prefix: bool = False,
+    samples: Sequence[Sample] | None = None,
 ) -> list[Pack]:
     """Shuffle, then put each dialogue into the fullest row it still fits.
 
     Without ``packing`` each dialogue is a row of its own length. With ``share_prefix`` a row that
-    holds the dialogue's system message already is taken before others, and holds it once.
+    holds the dialogue's system message already is taken before others, and holds it once. Each
+    dialogue is used once, or as ``samples`` say.
 
     Best fit on shuffled sequences leaves about 5 % of the tokens empty at lengths of a few hundred
     in rows of 1,024, and keeps rows from being sorted by length.
     """
-    order = list(range(len(dialogues)))
+    used = samples if samples is not None else [Sample(n) for n in range(len(dialogues))]
+    order = list(range(len(used)))
     random.Random(seed).shuffle(order)
-    cut = [truncate(dialogue, max_tokens) for dialogue in dialogues]
+    cut = [_cut(dialogues[sample.dialogue], sample, max_tokens) for sample in used]
     if not packing:
-        return [_join(cut, [index], [None]) for index in order]
+        return [_join(cut, used, [index], [None]) for index in order]
     keys: list[tuple[int, ...] | None] = [None] * len(cut)
     if share_prefix:
         keys = [tuple(d.input_ids[: d.prefix]) if d.prefix else None for d in cut]
     rows = _Rows(max_tokens)
     for index in order:
         rows.add(index, len(cut[index].input_ids), keys[index])
-    return [_join(cut, row, [keys[index] for index in row]) for row in rows.members]
+    return [_join(cut, used, row, [keys[index] for index in row]) for row in rows.members]
+
+
+def _cut(dialogue: EncodedDialogue, sample: Sample, max_tokens: int) -> EncodedDialogue:
+    if sample.end is None:
+        return truncate(dialogue, max_tokens)
+    short = truncate(dialogue, min(sample.end, max_tokens))
+    labels = [
+        label if action else IGNORE_INDEX
+        for label, action in zip(short.labels, short.is_action, strict=True)
+    ]
+    return replace(short, labels=labels)
 
 
 class _Rows:
@@ -166,6 +201,7 @@ class _Rows:
 
 def _join(
     dialogues: Sequence[EncodedDialogue],
+    samples: Sequence[Sample],
     members: Sequence[int],
     keys: Sequence[tuple[int, ...] | None],
 ) -> Pack:
@@ -176,8 +212,8 @@ def _join(
     pieces: list[Piece] = []
 
     def add(index: int, begin: int, end: int, seen: tuple[int, int]) -> None:
-        dialogue = dialogues[index]
-        pieces.append(Piece(index, begin, end, len(ids), seen))
+        dialogue, sample = dialogues[index], samples[index]
+        pieces.append(Piece(sample.dialogue, begin, end, len(ids), seen, sample.weight))
         ids.extend(dialogue.input_ids[begin:end])
         labels.extend(dialogue.labels[begin:end])
         is_action.extend(dialogue.is_action[begin:end])
@@ -208,6 +244,7 @@ class StepPlan:
         seed: base of each epoch's shuffle.
         packing: False for one dialogue a row.
         share_prefix: True for one copy of a system message a row.
+        samples: what an epoch, counted from 0, uses of the dialogues; None for each once.
     """
 
     def __init__(
@@ -219,6 +256,7 @@ class StepPlan:
         seed: int,
         packing: bool = True,
         share_prefix: bool = False,
+        samples: Callable[[int], Sequence[Sample]] | None = None,
     ) -> None:
         self._dialogues = dialogues
         self._max_tokens = max_tokens
@@ -226,7 +264,8 @@ class StepPlan:
         self._seed = seed
         self._packing = packing
         self._share_prefix = share_prefix
-        self.packs_per_epoch = len(self._epoch(0))
+        self._samples = samples
+        self.packs_per_epoch = len(self.epoch(0))
 
     def total_steps(self, epochs: float) -> int:
         """Steps of so many passes over the data, at least one."""
@@ -243,14 +282,16 @@ class StepPlan:
     def _packs(self) -> Iterator[Pack]:
         epoch = 0
         while True:
-            yield from self._epoch(epoch)
+            yield from self.epoch(epoch)
             epoch += 1
 
-    def _epoch(self, epoch: int) -> list[Pack]:
+    def epoch(self, epoch: int) -> list[Pack]:
+        """The rows of one pass over the data, counted from 0."""
         return make_packs(
             self._dialogues,
             self._max_tokens,
             self._seed + epoch,
             packing=self._packing,
             share_prefix=self._share_prefix,
+            samples=self._samples and self._samples(epoch),
         )
