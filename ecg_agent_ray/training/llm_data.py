@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
-from ecg_agent_ray.dialogue import Dialogue, LeadConfiguration, read_dialogues, system_prompt
+from ecg_agent_ray.dialogue import Dialogue, read_dialogues, system_prompt
 from ecg_agent_ray.dialogue.render import dialogue_messages
 from ecg_agent_ray.training.llm_config import DataSource, LLMFinetuneConfig
-from ecg_agent_ray.training.packing import Sample, StepPlan, truncate
+from ecg_agent_ray.training.packing import DialoguePlan, Sample, truncate
 
 __all__ = [
     "TrainingData",
-    "common_lead_configuration",
+    "dialogue_plan",
+    "drawn",
     "encode_all",
-    "step_plan",
     "training_data",
 ]
 
@@ -37,10 +37,29 @@ def encode_all(
     return encoded
 
 
-def common_lead_configuration(dialogues: Sequence[Dialogue]) -> LeadConfiguration | None:
-    """The lead configuration all dialogues share, or None."""
-    found = {dialogue.lead_configuration for dialogue in dialogues}
-    return found.pop() if len(found) == 1 else None
+@dataclass(frozen=True)
+class Draw:
+    """One use of an item in an epoch; ``item`` counts through all sources."""
+
+    item: int
+    source: DataSource
+    rng: random.Random
+    cut: bool
+
+
+def drawn(sources: Sequence[DataSource], sizes: Sequence[int], seed: int, epoch: int) -> list[Draw]:
+    """What an epoch (from 0) uses of sources of so many items, the same for the same seed."""
+    found: list[Draw] = []
+    start = 0
+    for number, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+        rng = random.Random(f"{seed} {epoch} {number}")
+        whole, part = divmod(round(source.repeat * size), size)
+        used = [*range(start, start + size)] * whole
+        used += sorted(rng.sample(range(start, start + size), part))
+        cut = set(rng.sample(range(len(used)), round(source.first_actions * len(used))))
+        found += [Draw(item, source, rng, place in cut) for place, item in enumerate(used)]
+        start += size
+    return found
 
 
 @dataclass(frozen=True)
@@ -54,19 +73,11 @@ class TrainingData:
 
     def samples(self, epoch: int) -> list[Sample]:
         """Drawn anew for each epoch (from 0), the same for the same seed."""
-        found: list[Sample] = []
-        start = 0
-        for number, (source, size) in enumerate(zip(self.sources, self.sizes, strict=True)):
-            rng = random.Random(f"{self.seed} {epoch} {number}")
-            whole, part = divmod(round(source.repeat * size), size)
-            used = [*range(start, start + size)] * whole
-            used += sorted(rng.sample(range(start, start + size), part))
-            cut = set(rng.sample(range(len(used)), round(source.first_actions * len(used))))
-            for place, dialogue in enumerate(used):
-                ends = self.dialogues[dialogue].first_actions if place in cut else ()
-                end = rng.choice(ends) if ends else None
-                found.append(Sample(dialogue, end, source.weight))
-            start += size
+        found = []
+        for draw in drawn(self.sources, self.sizes, self.seed, epoch):
+            ends = self.dialogues[draw.item].first_actions if draw.cut else ()
+            end = draw.rng.choice(ends) if ends else None
+            found.append(Sample(draw.item, end, draw.source.weight))
         return found
 
 
@@ -84,9 +95,9 @@ def training_data(chat: ChatFormat, config: LLMFinetuneConfig) -> TrainingData:
     )
 
 
-def step_plan(data: TrainingData, config: LLMFinetuneConfig) -> StepPlan:
+def dialogue_plan(data: TrainingData, config: LLMFinetuneConfig) -> DialoguePlan:
     """Which rows each step takes."""
-    return StepPlan(
+    return DialoguePlan(
         data.dialogues,
         max_tokens=config.batch.max_tokens,
         packs_per_step=config.batch.packs_per_step,

@@ -245,28 +245,48 @@ def _counted(config: LLMFinetuneConfig) -> Data:
     """Tokens counted where the tokenizer is here, else from the number of characters."""
     from ecg_agent_ray.agent.base_model import load_tokenizer
     from ecg_agent_ray.agent.chat_format import ChatFormat
-    from ecg_agent_ray.dialogue import read_dialogues
-    from ecg_agent_ray.dialogue.render import dialogue_messages
-    from ecg_agent_ray.training.llm_data import step_plan, training_data
+    from ecg_agent_ray.training.llm_objectives import load_objective
 
     where = ", ".join(source.path for source in config.sources)
     try:
-        data = training_data(ChatFormat(load_tokenizer(config.base_model)), config)
+        objective = load_objective(config, ChatFormat(load_tokenizer(config.base_model)))
     except EcgAgentError:
-        # English with numbers and JSON: about 3.6 characters a token for vocabularies this large
-        uses, tokens = 0, 0.0
-        for source in config.sources:
-            dialogues = read_dialogues(Path(source.path).expanduser())
-            characters = sum(len(m["content"]) for d in dialogues for m in dialogue_messages(d))
-            uses += round(source.repeat * len(dialogues))
-            tokens += source.repeat * (characters / 3.6 + 250 * len(dialogues))
-        rows = -(-round(tokens) // config.batch.max_tokens) if config.batch.packing else uses
+        uses, tokens = _guessed(config)
+        rows = -(-tokens // config.batch.max_tokens) if config.batch.packing else uses
         origin = f"{where}, its tokens guessed from its characters: no tokenizer here"
-        return Data(uses, round(tokens), rows, config.assume.target_share, origin)
-    packs = step_plan(data, config).epoch(0)
+        return Data(uses, tokens, rows, config.assume.target_share, origin)
+    packs = objective.plan.epoch(0)
     total = sum(len(pack.input_ids) for pack in packs)
     share = round(sum(pack.n_targets for pack in packs) / total, 4)
-    return Data(len(data.samples(0)), total, len(packs), share, f"counted in {where}")
+    return Data(objective.items, total, len(packs), share, f"counted in {where}")
+
+
+def _guessed(config: LLMFinetuneConfig) -> tuple[int, int]:
+    """Uses of dialogues or pairs in an epoch, and their tokens.
+
+    English with numbers and JSON: about 3.6 characters a token for vocabularies this large.
+    """
+    from ecg_agent_ray.dialogue import read_dialogues
+    from ecg_agent_ray.dialogue.render import dialogue_messages
+    from ecg_agent_ray.training.llm_pairs import read_pairs
+
+    uses, tokens = 0, 0.0
+    for source in config.sources:
+        if config.objective == "dpo":
+            pairs = read_pairs(source.path)
+            texts = [
+                text
+                for pair in pairs
+                for text in (pair.chosen, pair.rejected, *(m["content"] for m in pair.messages))
+            ]
+            items, frames = len(pairs), 0
+        else:
+            dialogues = read_dialogues(source.path)
+            texts = [m["content"] for d in dialogues for m in dialogue_messages(d)]
+            items, frames = len(dialogues), 250 * len(dialogues)
+        uses += round(source.repeat * items)
+        tokens += source.repeat * (sum(map(len, texts)) / 3.6 + frames)
+    return uses, round(tokens)
 
 
 def _length(

@@ -13,7 +13,7 @@ from ecg_agent_ray.dialogue import Action, Dialogue, Turn, write_dialogues
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.config import load_config
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
-from ecg_agent_ray.training.llm_data import TrainingData, step_plan, training_data
+from ecg_agent_ray.training.llm_data import TrainingData, dialogue_plan, training_data
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_first_action_ends_its_row_and_only_actions_are_targets(
     found = training_data(chat, job)
     cut = {sample.dialogue: sample.end for sample in found.samples(0) if sample.end}
     assert len(cut) == 20
-    rows = {row.pieces[0].dialogue: row for row in step_plan(found, job).epoch(0)}
+    rows = {row.pieces[0].dialogue: row for row in dialogue_plan(found, job).epoch(0)}
     endings: Counter[str] = Counter()
     for index, end in cut.items():
         row = rows[index]
@@ -95,7 +95,7 @@ def test_a_first_action_ends_its_row_and_only_actions_are_targets(
 
 def test_a_weight_counts_in_the_loss_and_in_its_mean(tmp_path: Path, chat: ChatFormat) -> None:
     job = config(tmp_path, *mixed(tmp_path, b=", weight: 0.5"), "batch.packing=false")
-    rows = step_plan(training_data(chat, job), job).epoch(0)
+    rows = dialogue_plan(training_data(chat, job), job).epoch(0)
     for row in rows:
         expected = 0.5 if row.pieces[0].dialogue >= 20 else 1.0
         actions = sum(row.is_action[index] for index in row.targets)
