@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +39,10 @@ class PreferencePair(BaseModel):
     chosen: str = Field(min_length=1)
     rejected: str = Field(min_length=1)
     lead_configuration: LeadConfiguration | None = None
+    key: str | None = Field(default=None, description="Names the situation that was answered.")
+    rewards: dict[Literal["chosen", "rejected"], dict[str, float]] | None = Field(
+        default=None, description="By name, each from 0 to 1; why the one was preferred."
+    )
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
