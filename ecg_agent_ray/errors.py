@@ -11,6 +11,7 @@
     │   ├── CheckpointError          weights that cannot be read as what they claim to be
     │   │   └── UnsafeCheckpointError    reading them would need code to run
     │   ├── ModelNotFoundError       no such registered model, alias, path or base model
+    │   │   └── WeightsUnavailableError  exit 1   known weights that no source gave
     │   └── MissingDependencyError   an optional package or system tool is absent
     ├── RefusedError                 exit 3   a rule said no; nothing was changed
     │   ├── GateNotMetError          the candidate's metrics are below the gate
@@ -50,6 +51,7 @@ __all__ = [
     "TrainingError",
     "UnsafeCheckpointError",
     "UnsupportedFormatError",
+    "WeightsUnavailableError",
 ]
 
 
@@ -113,6 +115,12 @@ class UnsafeCheckpointError(CheckpointError):
 
 class ModelNotFoundError(InputError):
     pass
+
+
+class WeightsUnavailableError(ModelNotFoundError):
+    """The request was right; what failed was to reach a copy, which may do another time."""
+
+    exit_code = 1
 
 
 class MissingDependencyError(InputError):

@@ -74,6 +74,12 @@ def agent(
             help="Log metrics and the report, which holds some dialogues, to MLflow.",
         ),
     ] = False,
+    as_shown: Annotated[
+        bool,
+        typer.Option(
+            "--as-shown", help="Score what a user would have read in the place of the model's text."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Metrics as JSON on stdout.")] = False,
 ) -> None:
     """Hold the dialogues with a model and score it, or score existing predictions."""
@@ -83,7 +89,7 @@ def agent(
 
     if history not in ("without_gt", "with_gt"):
         raise ConfigError(f"--history {history!r} is neither without_gt nor with_gt")
-    extras = Extras(judges=judge or (), baseline=baseline, track=track)
+    extras = Extras(judges=judge or (), baseline=baseline, track=track, as_shown=as_shown)
     if predictions is not None:
         metrics = score_predictions(predictions, output, extras=extras)
     elif dialogues is None:

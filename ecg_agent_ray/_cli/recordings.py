@@ -157,7 +157,7 @@ def _probability(text: str) -> float:
 
 
 def _show_classification(result: Mapping[str, Any]) -> None:
-    from ecg_agent_ray.dialogue.statements import statement_name
+    from ecg_agent_ray.facts.statements import statement_name
 
     table = Table(
         title=f"{result['record_id']}, {result['lead_configuration']}, model {result['model']}",

@@ -30,8 +30,11 @@ _HOMES = {
     "Usage": "engine",
     "Violation": "grounding",
     "check_grounding": "grounding",
+    "StrictView": "speech",
     "load_agent": "load",
     "resolve_base_model": "base_model",
+    "shown": "speech",
+    "urgent": "speech",
 }
 
 __all__ = list(_HOMES)

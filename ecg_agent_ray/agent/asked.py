@@ -8,7 +8,7 @@ from typing import Any
 
 from ecg_agent_ray.agent.claims import number_claims
 from ecg_agent_ray.agent.grounding import Evidence
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, rounded
+from ecg_agent_ray.facts.quantities import QUANTITIES, rounded
 
 __all__ = ["all_measured", "asked_quantities", "unstated_values", "value_sentence"]
 

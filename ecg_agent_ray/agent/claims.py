@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import STATEMENTS, find_statements
+from ecg_agent_ray.facts.quantities import QUANTITIES
+from ecg_agent_ray.facts.statements import STATEMENTS, find_statements
 
 __all__ = [
     "Dimension",

@@ -87,12 +87,11 @@ class GrammarEngine(ABC):
         """
 
     def fits(self, messages: Sequence[Message], request: GenerationRequest) -> bool:
-        """Whether prompt, prefix and answer are within the model's positions."""
+        """Whether prompt and answer are within the model's positions."""
         if self.context_tokens is None:
             return True
         prompt = len(self.format.encode_prompt(messages))
-        prefix = len(self.format.ids(request.prefix))
-        return prompt + prefix + request.max_tokens <= self.context_tokens
+        return prompt + request.max_tokens <= self.context_tokens
 
     def generate(self, messages: Sequence[Message], request: GenerationRequest) -> Generation:
         """Start the next assistant message; nothing runs until the result is iterated."""
@@ -153,7 +152,7 @@ class _Decoding:
     def pieces(self) -> Iterator[str]:
         self.cache, self.usage.cached_tokens = self.engine.prefixes.take(self.tokens)
         self.encoded = self.tokens[: self.usage.cached_tokens]
-        sent = len(self.request.prefix)
+        sent = 0
         queue = self.engine.queue
         if queue is not None:
             queue.enter()

@@ -29,12 +29,10 @@ class GenerationRequest:
     ----------
     actions
         The actions the message may take; the grammar offers no other.
-    prefix
-        Text of the message that is already decided, for example
-        ``"Action: response\\nThought: …\\nContent: So far. "``. It is not yielded again.
-    numbers
-        When not None, the only numerals the content may contain (a constrained re-generation after
-        a grounding failure). An engine without grammar may ignore it; the loop checks again.
+    slots
+        When not None, the message is a strict agent's: its content holds these slots and words of
+        the allow-list, and nothing else. An engine without grammar may ignore it; the guard checks
+        again.
     max_tokens
         Bound on the tokens generated for this message. The frame (action, thought, content) is
         completed within it.
@@ -43,8 +41,7 @@ class GenerationRequest:
     """
 
     actions: tuple[Action, ...] = tuple(Action)
-    prefix: str = ""
-    numbers: tuple[str, ...] | None = None
+    slots: tuple[str, ...] | None = None
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0

@@ -9,9 +9,14 @@ is read by :func:`ecg_agent_ray.dialogue.parse_turn`.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 from ecg_agent_ray.agent.engine import GenerationRequest
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.facts import parse_slot
+from ecg_agent_ray.facts.allowlist import words_of
 
 __all__ = ["CONTENT_MARKER", "message_grammar"]
 
@@ -23,7 +28,10 @@ _LETTERS = r"\u0100-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff"
 _LATER = r"\u3001-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\uffef\U00010000-\U0001fffd"
 _WIDE = rf"\xa1-\xff{_LETTERS}{_LATER}"
 _VISIBLE = rf"\x21-\x7e{_WIDE}"
-_VISIBLE_NO_DIGIT = rf"\x21-\x2f\x3a-\x7e{_WIDE}"
+_ABBREVIATIONS = {
+    "pr": "PR", "pq": "PQ", "qrs": "QRS", "qtc": "QTc", "qt": "QT", "hr": "HR", "rr": "RR",
+    "p": "P", "ecg": "ECG", "ekg": "EKG", "i": "I",
+}  # fmt: skip
 
 # A thought may not start with the name of the next field; see render_turn.
 _FIELDS = rf"""
@@ -37,40 +45,58 @@ not_n ::= [\x20-\x6d\x6f-\x7e]
 
 _FREE_CONTENT = rf"""
 content ::= first content_char*
-content_rest ::= content_char*
 content_char ::= [\n\x20{_VISIBLE}]
 """
 
 
-def _content_rules(numbers: tuple[str, ...] | None) -> str:
-    if numbers is None:
-        return _FREE_CONTENT
-    other = rf"[\x20{_VISIBLE_NO_DIGIT}]"
-    opening = rf"[{_VISIBLE_NO_DIGIT}]"
-    # a numeral is followed by something that is none, so that 72 and 5 do not join to 725
-    numeral = " | ".join(json.dumps(number) for number in numbers)
-    if not numeral:
-        return f"content ::= {opening} {other}*\ncontent_rest ::= {other}*\n"
-    return (
-        f"content ::= {opening} content_rest\n"
-        f"content_rest ::= ({other} | numeral {other})* numeral?\n"
-        f"numeral ::= {numeral}\n"
-    )
+def _content_rules(slots: tuple[str, ...] | None) -> str:
+    return _FREE_CONTENT if slots is None else _strict_content(slots)
 
 
-def message_grammar(request: GenerationRequest, *, with_prefix: bool = True) -> str:
-    """EBNF of the message; one with ``request.prefix`` begins with it, or after it.
+@lru_cache(maxsize=256)
+def _strict_content(slots: tuple[str, ...]) -> str:
+    """The three kinds of sentences; see :mod:`ecg_agent_ray.facts.guard`."""
+    named = [parsed for slot in slots if (parsed := parse_slot(slot))]
+    names = {
+        word for slot in named if slot.quantity is not None for word in slot.quantity.words[:3]
+    }
+    names |= {"rhythm"} if any(slot.head in ("check", "finding") for slot in named) else set()
+    beside = _choice(_spelled([*words_of("grammar", "frame", "usual"), *names]))
+    alone = _choice(_spelled(words_of("grammar", "courteous")))
+    asking = _choice(_spelled(words_of("grammar", "frame", "courteous", "question")))
+    offered = _choice(f"{{{slot}}}" for slot in slots)
+    return f"""
+content ::= sentence (" " sentence)*
+sentence ::= told | said | asked
+told ::= (beside sep)* slot (sep (beside | slot))* [.!]
+said ::= alone (sep alone)* [.!]
+asked ::= asking (sep asking)* "?"
+sep ::= " " | ", " | ": " | "; "
+beside ::= {beside}
+alone ::= {alone}
+asking ::= {asking}
+slot ::= {offered}
+"""
 
-    Raises :class:`ConfigError` where no action is offered or the prefix ends before the content.
-    """
-    rules = _FIELDS + _content_rules(request.numbers)
-    if request.prefix:
-        if CONTENT_MARKER not in request.prefix:
-            raise ConfigError("a prefix has to reach into the content of the message")
-        begun = bool(request.prefix.split(CONTENT_MARKER, 1)[1].strip())
-        rest = "content_rest" if begun else "content"
-        literal = f"{json.dumps(request.prefix, ensure_ascii=False)} " if with_prefix else ""
-        return rules + f"root ::= {literal}{rest}\n"
+
+def _choice(texts: Iterable[str]) -> str:
+    return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _spelled(words: Iterable[str]) -> list[str]:
+    """Each word in small letters, with a capital, and as its abbreviation is written."""
+    spelled: dict[str, None] = {}
+    for word in words:
+        for known, written in _ABBREVIATIONS.items():
+            word = re.sub(rf"\b{known}\b", written, word)
+        spelled[word] = None
+        spelled[word[:1].upper() + word[1:]] = None
+    return list(spelled)
+
+
+def message_grammar(request: GenerationRequest) -> str:
+    """EBNF of the message; raises :class:`ConfigError` where no action is offered."""
+    rules = _FIELDS + _content_rules(request.slots)
     calls = [action for action in request.actions if action.is_tool_call]
     answers = [action for action in request.actions if not action.is_tool_call]
     branches = []

@@ -23,7 +23,7 @@ from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox
 from ecg_agent_ray.dialogue import Action, Turn, render_turn
 from ecg_agent_ray.errors import InputError
 
-__all__ = ["History", "TurnMemory", "read_messages", "rebuild"]
+__all__ = ["History", "TurnMemory", "read_messages", "rebuild", "rendered"]
 
 _THOUGHTS: Mapping[Action, str] = {
     Action.CALL_MEASUREMENT: "The user asks for measured values, so I call the measurement tool.",
@@ -44,12 +44,12 @@ class Said:
 
 @dataclass(slots=True)
 class History:
-    """What the model is given: messages without the system prompt, and the tools' earlier results.
+    """What the model is given: the dialogue's turns, and the tools' earlier results.
 
     ``question`` is the last user message, ``turn`` its index among the user messages.
     """
 
-    messages: list[dict[str, str]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
     question: str = ""
     turn: int = 0
@@ -141,7 +141,7 @@ def rebuild(
         if item.role == "user":
             history.turn += 1
             history.question = item.content
-            history.messages.append({"role": "user", "content": item.content})
+            history.turns.append(Turn.user(item.content))
             continue
         turns = memory.recall(said[: position + 1], ecg) if ecg else None
         if turns is None or not _consistent(turns, given, history.turn):
@@ -156,8 +156,14 @@ def rebuild(
             for turn in turns
             if (action := turn.assistant_action).is_tool_call
         ]
-        history.messages += [{"role": "assistant", "content": render_turn(turn)} for turn in turns]
+        history.turns += turns
     return history
+
+
+def rendered(turn: Turn) -> dict[str, str]:
+    """A turn as the message that an open model reads. A user turn's ``action`` is not shown."""
+    content = render_turn(turn) if turn.role == "assistant" else turn.content or ""
+    return {"role": turn.role, "content": content}
 
 
 def _result(step: Step) -> ToolResult:

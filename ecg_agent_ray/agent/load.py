@@ -21,6 +21,7 @@ from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
 from ecg_agent_ray.agent.drafts import read_drafts
 from ecg_agent_ray.agent.engine import Engine
 from ecg_agent_ray.agent.loop import Agent
+from ecg_agent_ray.agent.speech import Speech
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
 from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
 
@@ -57,6 +58,9 @@ class AgentManifest(BaseModel):
     prompt_version: str = PROMPT_VERSION
     classifier: str | None = Field(
         default=None, description="URI of the classifier it was made for; null is the shipped one."
+    )
+    speech: Speech = Field(
+        default="open", description="strict: trained on slots; decided by training, not by users."
     )
 
 
@@ -144,6 +148,7 @@ def load_agent(
         lead_configuration or manifest.lead_configuration,
         level=level,
         classifier=manifest.classifier,
+        speech=manifest.speech,
         name=text,
         **options,
     )

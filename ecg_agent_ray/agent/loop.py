@@ -12,14 +12,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from ecg_agent_ray.agent.asked import unstated_values, value_sentence
+from ecg_agent_ray.agent.answer import opening, standing_in, unstated
+from ecg_agent_ray.agent.asked import value_sentence
 from ecg_agent_ray.agent.engine import Engine, Generation, GenerationRequest, Message, Usage
 from ecg_agent_ray.agent.events import (
     ContentDelta,
@@ -32,34 +33,27 @@ from ecg_agent_ray.agent.events import (
     ToolOutputEvent,
     ToolResult,
 )
-from ecg_agent_ray.agent.gate import AnswerGate
+from ecg_agent_ray.agent.gate import AnswerGate, Gate, StrictGate
 from ecg_agent_ray.agent.grammar import CONTENT_MARKER
-from ecg_agent_ray.agent.grounding import Evidence
-from ecg_agent_ray.agent.history import History, Said, TurnMemory, read_messages, rebuild
+from ecg_agent_ray.agent.history import Said, TurnMemory, read_messages, rebuild, rendered
 from ecg_agent_ray.agent.safety import EMERGENCY_ADVICE, advises_urgent_care, sounds_like_emergency
-from ecg_agent_ray.agent.toolbox import (
-    TOOL_OF_ACTION,
-    Toolbox,
-    failed_result,
-    in_words,
-    offered_actions,
-)
+from ecg_agent_ray.agent.speech import Speech, StrictView
+from ecg_agent_ray.agent.toolbox import TOOL_OF_ACTION, Toolbox, failed_result, offered_actions
 from ecg_agent_ray.dialogue import (
     Action,
     LeadConfiguration,
     Turn,
     parse_turn,
-    render_turn,
     system_prompt,
 )
 from ecg_agent_ray.errors import DialogueError, InputError
+from ecg_agent_ray.facts import FactSheet, Level
 
 __all__ = ["Agent"]
 
 _log = logging.getLogger(__name__)
 
 _ACTION_BEGINS = re.compile(r"^(?=Action: )", re.MULTILINE)
-_UNREADABLE = "I could not form an answer to that. Please ask again in other words."
 
 
 class Agent:
@@ -84,8 +78,11 @@ class Agent:
         Check answers against the tool outputs before they are sent, and add a measured value that
         the user asked for and the answer leaves out.
     safety_advice
-        Add advice to seek care at once where the user describes an emergency and the answer does
-        not give it.
+        Put an urgent line before the answer where the tools have just given a dangerous value or
+        finding, and add advice to seek care at once where the user describes an emergency and the
+        answer does not give it.
+    speech
+        ``strict`` for a model trained on slots, else ``open``; see the module ``speech``.
     """
 
     def __init__(
@@ -99,6 +96,7 @@ class Agent:
         max_tokens: int = 256,
         grounding: bool = True,
         safety_advice: bool = True,
+        speech: Speech = "open",
         name: str | None = None,
     ) -> None:
         self.engine = engine
@@ -108,10 +106,12 @@ class Agent:
         self.max_tokens = max_tokens
         self.grounding = grounding
         self.safety_advice = safety_advice
+        self.speech: Speech = speech
+        self.level: Level = _register(level)
         self.name = name or engine.name
         self.system: Message = {
             "role": "system",
-            "content": system_prompt(lead_configuration, level=level),
+            "content": system_prompt(lead_configuration, level=level, speech=speech),
         }
         self.memory = TurnMemory()
 
@@ -171,20 +171,35 @@ class Agent:
         raise AssertionError("a turn ended without its final event")
 
     def write_turn(
-        self, messages: Sequence[Message], request: GenerationRequest | None = None
+        self,
+        turns: Sequence[Turn],
+        request: GenerationRequest | None = None,
+        *,
+        beside: Any = None,
     ) -> tuple[Turn, Generation]:
-        """The model's next assistant turn after rendered ``messages``, unchecked.
+        """The model's next assistant turn after ``turns``, unchecked.
 
-        ``messages`` have no system message. A tool turn comes back pending. Raises
-        :class:`DialogueError` if an engine without grammar writes something else.
+        A strict model's turn holds slots. A tool turn comes back pending. ``beside`` is what the
+        tools know beyond the turns' outputs. Raises :class:`DialogueError` if an engine without
+        grammar writes something else.
         """
         request = request or GenerationRequest(max_tokens=self.max_tokens)
-        generation = self.engine.generate([self.system, *messages], request)
+        messages, slots = self.view(turns, beside)
+        generation = self.engine.generate([self.system, *messages], replace(request, slots=slots))
         return parse_turn(generation.text().rstrip("\n")), generation
 
-    def fitted(self, history: History, request: GenerationRequest) -> list[Message]:
-        """System prompt and history, the oldest user turns left out until all fits the model."""
-        messages: list[Message] = list(history.messages)
+    def view(
+        self, turns: Sequence[Turn], beside: Any = None
+    ) -> tuple[list[Message], tuple[str, ...] | None]:
+        """A dialogue as this agent's model reads it, and the slots it may write next."""
+        if self.speech == "strict":
+            view = StrictView.of(turns, beside)
+            return list(view.messages), view.slots()
+        return [rendered(turn) for turn in turns], None
+
+    def fitted(self, messages: Sequence[Message], request: GenerationRequest) -> list[Message]:
+        """System prompt and messages, the oldest user turns left out until all fits the model."""
+        messages = list(messages)
         # room for what this turn's tool calls will add
         wanted = replace(request, max_tokens=request.max_tokens + 128 * (1 + self.max_tool_calls))
         while not self.engine.fits([self.system, *messages], wanted):
@@ -218,23 +233,15 @@ class _UserTurn:
     turns: list[Turn] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=lambda: {"tools_s": 0.0})
     finish_reason: str = "stop"
+    urgent: str = ""
+    urgent_said: bool = False
 
     def events(self) -> Iterator[Event]:
         self.started = time.perf_counter()
         self.history = rebuild(self.said, self.steps, self.toolbox, self.agent.memory)
-        self.messages = self.agent.fitted(self.history, self.request)
         yield StatusEvent("thinking")
         for _ in range(self.agent.max_tool_calls + 1):
-            called = [result.action for result in self.results]
-            offered = offered_actions(
-                called,
-                self.agent.max_tool_calls,
-                question=self.history.question,
-                outputs=[result.output for result in self.results],
-            )
-            generation = self.agent.engine.generate(
-                self.messages, replace(self.request, actions=offered)
-            )
+            generation = self._generate()
             try:
                 head = yield from self._read_head(generation)
                 if head.content_begun:
@@ -250,6 +257,31 @@ class _UserTurn:
                 break
             yield from self._call(calls)
         yield from self._finish(Action.RESPONSE_FAIL, "", "")
+
+    def _generate(self) -> Generation:
+        called = [result.action for result in self.results]
+        offered = offered_actions(
+            called,
+            self.agent.max_tool_calls,
+            question=self.history.question,
+            outputs=[result.output for result in self.results],
+        )
+        messages, slots = self.agent.view([*self.history.turns, *self.turns], self._beside())
+        return self.agent.engine.generate(
+            self.agent.fitted(messages, self.request),
+            replace(self.request, actions=offered, slots=slots),
+        )
+
+    def _all_results(self) -> list[ToolResult]:
+        return [*self.history.results, *self.results]
+
+    def _beside(self) -> list[Any]:
+        """What is known beyond the outputs in ECG-MTD's form."""
+        person = getattr(self.toolbox, "person", None)
+        return [person, *(result.detail for result in self._all_results())]
+
+    def _sheet(self) -> FactSheet:
+        return FactSheet.read([r.output for r in self._all_results()], self._beside())
 
     def _mark(self, name: str) -> None:
         self.timings.setdefault(name, time.perf_counter() - self.started)
@@ -296,7 +328,6 @@ class _UserTurn:
             self.results.append(result)
             done = Turn.call(turn.assistant_action, turn.thought or "", result.output)
             self.turns.append(done)
-            self.messages.append({"role": "assistant", "content": render_turn(done)})
             yield ToolOutputEvent(result, reused=reused)
 
     def _result(self, action: Action) -> tuple[ToolResult, bool]:
@@ -315,56 +346,73 @@ class _UserTurn:
         return replace(result, turn=self.history.turn), known is not None
 
     def _answer(self, head: str, generation: Generation) -> Iterator[Event]:
-        """Send the content as it passes the gate; after a failed check once more, constrained."""
+        """Send the content as it passes the gate."""
         before, _, content = head.partition(CONTENT_MARKER)
-        outputs = [result.output for result in (*self.history.results, *self.results)]
-        question = self.history.question
-        gate = AnswerGate(outputs, question=question, enabled=self.agent.grounding)
-        yield from self._through(gate, chain([content], generation), generation)
-        if gate.shut:
-            request = replace(
-                self.request,
-                prefix=f"{before}{CONTENT_MARKER}{gate.sent}{' ' if gate.sent else ''}",
-                numbers=Evidence.collect(outputs).numerals(),
-            )
-            sent = gate.sent
-            gate.reopen()
-            again = self.agent.engine.generate(self.messages, request)
-            yield from self._through(gate, again, again)
-            gate.repaired += gate.sent != sent
+        gate = self._gate()
+        yield from self._through(gate, content, generation)
         self.report.repaired += gate.repaired
         self.report.dropped += gate.dropped
         self.report.violations += gate.violations
-        turn = _parsed(f"{before}{CONTENT_MARKER}{gate.sent}")
+        turn = _parsed(f"{before}{CONTENT_MARKER}{gate.written}")
         action = turn.assistant_action if turn else Action.RESPONSE_FAIL
         yield from self._finish(action, (turn.thought or "") if turn else "", gate.sent)
 
-    def _through(
-        self, gate: AnswerGate, pieces: Iterable[str], generation: Generation
-    ) -> Iterator[Event]:
+    def _gate(self) -> Gate:
+        question, sheet = self.history.question, self._sheet()
+        if self.agent.speech == "strict":
+            return StrictGate(sheet, question=question, level=self.agent.level)
+        outputs = [result.output for result in self._all_results()]
+        return AnswerGate(
+            outputs,
+            question=question,
+            enabled=self.agent.grounding,
+            sheet=sheet,
+            level=self.agent.level,
+        )
+
+    def _through(self, gate: Gate, content: str, generation: Generation) -> Iterator[Event]:
         try:
-            for piece in pieces:
-                if passed := gate.feed(piece):
-                    self._mark("first_content_s")
-                    yield ContentDelta(passed)
-                if gate.shut or gate.repeating:
+            for piece in chain([content], generation):
+                yield from self._send(gate, gate.feed(piece))
+                if gate.repeating:
                     break
             else:
                 self.finish_reason = generation.finish_reason
-                if passed := gate.flush(cut=generation.finish_reason == "length"):
-                    self._mark("first_content_s")
-                    yield ContentDelta(passed)
+                yield from self._send(gate, gate.flush(cut=generation.finish_reason == "length"))
         finally:
             generation.close()
         self.usage.add(generation.usage)
 
+    def _send(self, gate: Gate, passed: str) -> Iterator[Event]:
+        """Content for the user, the urgent line before the first of it."""
+        if not passed:
+            return
+        if not self.urgent_said:
+            yield from self._urgent()
+            passed = f"{' ' if self.urgent else ''}{passed}"
+        self._mark("first_content_s")
+        yield ContentDelta(passed)
+
+    def _urgent(self) -> Iterator[Event]:
+        """The urgent line of what this turn's tools gave, once."""
+        self.urgent_said = True
+        if not (self.agent.safety_advice and self.results):
+            return
+        known = FactSheet.read([result.output for result in self.history.results])
+        self.urgent = opening(self._sheet(), known)
+        if self.urgent:
+            self._mark("first_content_s")
+            yield ContentDelta(self.urgent)
+
     def _finish(self, action: Action, thought: str, sent: str) -> Iterator[Event]:
         if not sent:
+            if not self.urgent_said:
+                yield from self._urgent()
             sent = self._fallback()
             self._mark("first_content_s")
-            yield ContentDelta(sent)
-        urgent = self.agent.safety_advice and sounds_like_emergency(self.history.question)
-        advise = urgent and not advises_urgent_care(sent)
+            yield ContentDelta(f"{' ' if self.urgent else ''}{sent}")
+        emergency = self.agent.safety_advice and sounds_like_emergency(self.history.question)
+        advise = emergency and not advises_urgent_care(f"{self.urgent} {sent}")
         if advise:
             advice = f" {EMERGENCY_ADVICE}"
             sent += advice
@@ -375,15 +423,16 @@ class _UserTurn:
             sent += more
             yield ContentDelta(more)
         self.turns.append(Turn.answer(action, thought, sent))
+        whole = f"{self.urgent} {sent}" if self.urgent else sent
         if ecg := str(getattr(self.toolbox, "key", "")):
-            self.agent.memory.remember([*self.said, Said("assistant", sent)], ecg, self.turns)
+            self.agent.memory.remember([*self.said, Said("assistant", whole)], ecg, self.turns)
         self.timings["total_s"] = time.perf_counter() - self.started
         yield FinalEvent(
-            content=sent,
+            content=whole,
             action=action,
             steps=tuple(self.results),
             grounding=self.report,
-            safety_advice_added=advise,
+            safety_advice_added=advise or bool(self.urgent),
             values_added=tuple(missing),
             finish_reason=self.finish_reason,
             usage=self.usage,
@@ -392,16 +441,23 @@ class _UserTurn:
         )
 
     def _unstated(self, sent: str) -> dict[str, str]:
-        """Values that were asked for, measured in this turn and left out of the answer."""
         outputs = [result.output for result in self.results if result.error is None]
-        return unstated_values(self.history.question, outputs, sent) or {}
+        return unstated(self.history.question, outputs, sent)
 
     def _fallback(self) -> str:
-        """What is said when no sentence of the model's may be: the tools' own values."""
-        said = "; ".join(filter(None, (in_words(result) for result in self.results)))
-        if not said:
-            return _UNREADABLE
-        return f"I could not put this into words that I can vouch for. The tools gave: {said}."
+        return standing_in(
+            self.history.question,
+            self._sheet(),
+            fresh=bool(self.results),
+            failure=self.results[-1].error if self.results else None,
+            level=self.agent.level,
+        )
+
+
+def _register(level: str | None) -> Level:
+    """The register of curated sentences for a CEFR level; everyday language by default."""
+    first = (level or "B")[:1].upper()
+    return "A" if first == "A" else "C" if first == "C" else "B"
 
 
 def _parsed(text: str) -> Turn | None:

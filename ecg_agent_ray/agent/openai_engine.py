@@ -71,11 +71,9 @@ class ChatCompletionsEngine(ABC):
 
     def generate(self, messages: Sequence[Message], request: GenerationRequest) -> Generation:
         """Start the next message; the request is sent when the result is iterated."""
-        grammar = message_grammar(request, with_prefix=False)  # also checks the request
+        grammar = message_grammar(request)  # also checks the request
         generation = Generation(pieces=iter(()))
         generation.usage.generations = 1
-        if request.prefix and self._grammar == "none":
-            return generation
         generation.pieces = self._stream(self._body(messages, request, grammar), generation)
         return generation
 
@@ -98,9 +96,6 @@ class ChatCompletionsEngine(ABC):
             body["tools"] = [_function(action) for action in calls]
         if self._grammar == "vllm":
             body["structured_outputs"] = {"grammar": grammar}
-            if request.prefix:
-                body["messages"].append({"role": "assistant", "content": request.prefix})
-                body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
 
     def _stream(self, body: dict[str, Any], generation: Generation) -> Iterator[str]:

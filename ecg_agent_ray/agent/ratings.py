@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, Rating, rounded
+from ecg_agent_ray.facts.quantities import QUANTITIES, Rating, rounded
 
 __all__ = ["misrating", "misrating_after", "misratings_by_name", "only_value"]
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ecg_agent_ray.agent.asked import all_measured
 from ecg_agent_ray.agent.events import ToolResult
 from ecg_agent_ray.dialogue import Action
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import statement_name
 from ecg_agent_ray.errors import EcgAgentError, ToolError
+from ecg_agent_ray.facts.quantities import QUANTITIES
+from ecg_agent_ray.facts.statements import statement_name
 
 if TYPE_CHECKING:
     from ecg_agent_ray.ecg import Recording
@@ -106,7 +106,7 @@ def choose_explained_label(question: str, previous: Sequence[ToolResult]) -> str
     A label of the last classification output that ``question`` names, by code or by plain name
     (case-insensitive), else that output's first label; None without a classification.
     """
-    from ecg_agent_ray.dialogue.statements import find_statements
+    from ecg_agent_ray.facts.statements import find_statements
 
     for result in reversed(previous):
         if result.tool != "classification" or not isinstance(result.output, Sequence):

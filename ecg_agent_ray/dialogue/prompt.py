@@ -28,7 +28,9 @@ _SHORT = {
 }
 
 
-def system_prompt(lead_configuration: LeadConfiguration, *, level: str | None = None) -> str:
+def system_prompt(
+    lead_configuration: LeadConfiguration, *, level: str | None = None, speech: str = "open"
+) -> str:
     """What the model is told before a dialogue.
 
     Parameters
@@ -38,6 +40,9 @@ def system_prompt(lead_configuration: LeadConfiguration, *, level: str | None = 
     level
         CEFR level of the answers, ``A``, ``B`` or ``C`` (``B1`` counts as ``B``); ``None`` leaves
         it to the model.
+    speech
+        ``strict`` for a model that writes slots, whose grammar and training say the rest; its
+        curated sentences come in the user's register by themselves.
 
     Raises :class:`ConfigError` for an unknown lead configuration or level.
     """
@@ -46,6 +51,8 @@ def system_prompt(lead_configuration: LeadConfiguration, *, level: str | None = 
             f"lead_configuration is {lead_configuration!r}; use one of "
             + ", ".join(LEAD_CONFIGURATIONS)
         )
+    if speech == "strict":
+        return f"ECG assistant for {_RECORDING[lead_configuration]}. Facts only as {{slots}}."
     lines = [
         f"You are an ECG assistant talking about {_RECORDING[lead_configuration]}. "
         "Write Action, Thought, then Content, or a tool's Tool_Output. Actions:",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from ecg_agent_ray.agent.asked import unstated_values
 from ecg_agent_ray.agent.grounding import check_grounding
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.evaluation.alignment import aligned_records, by_user_turn
+from ecg_agent_ray.evaluation.independent import unfaithful_sentences
+from ecg_agent_ray.facts import uncurated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +44,8 @@ class Tally:
     faithful: int = 0
     asked: int = 0
     stated: int = 0
+    sentences: int = 0
+    borne_out: int = 0
     by_action: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -62,6 +66,8 @@ RATIOS: Mapping[str, Callable[[Tally], float | None]] = {
     "faithfulness": lambda t: _share(t.faithful, t.answers),
     "asked_value_stated": lambda t: _share(t.stated, t.asked),
 }
+
+SHOWN_RATIOS = ("faithfulness", "asked_value_stated")
 
 
 def score(
@@ -87,7 +93,11 @@ def score(
         outputs do not bear out, over all such answers. ``asked_value_stated``: answers that give
         every value the user named which a successful measurement holds, over all such user turns;
         no answer counts as not stated. ``n_dialogues``, ``n_turns`` (assistant turns of the
-        references), ``missing_turns``, ``extra_turns``. ``intervals``: 95 % by percentile
+        references), ``missing_turns``, ``extra_turns``. ``as_shown``, where the predictions hold
+        what a user would have read: ``faithfulness`` and ``asked_value_stated`` of that,
+        ``independent_faithfulness`` (share of answers in which
+        :mod:`ecg_agent_ray.evaluation.independent` finds no fault), ``dropped_share`` (characters
+        of the model's answers left out, mean over dialogues). ``intervals``: 95 % by percentile
         bootstrap over dialogues. A ratio without cases is None.
     """
     tallies = [count_dialogue(record) for record in predictions]
@@ -103,7 +113,43 @@ def score(
         "extra_turns": total.extra,
         "intervals": _intervals(tallies, resamples, seed),
     }
+    if as_shown := _as_shown(predictions):
+        result["as_shown"] = as_shown
     return result
+
+
+def _as_shown(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Metrics of what a user would have read, where the predictions hold it."""
+    records = [record for record in predictions if record.get("shown_dialogue")]
+    if not records:
+        return None
+    total = Tally()
+    for record in records:
+        total += count_dialogue({**record, "generated_dialogue": record["shown_dialogue"]})
+        for shown, outputs, asked in _shown_answers(record["shown_dialogue"]):
+            total.sentences += 1
+            total.borne_out += not unfaithful_sentences(shown, outputs, user_texts=asked)
+    shares = [r["dropped_share"] for r in records if r.get("dropped_share") is not None]
+    return {
+        **{name: RATIOS[name](total) for name in SHOWN_RATIOS},
+        "independent_faithfulness": _share(total.borne_out, total.sentences),
+        "dropped_share": sum(shares) / len(shares) if shares else None,
+    }
+
+
+def _shown_answers(
+    turns: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, list[Any], list[str]]]:
+    """Each answer with the outputs and the user's messages before it."""
+    outputs: list[Any] = []
+    asked: list[str] = []
+    for turn in turns:
+        if turn.get("role") == "user":
+            asked.append(str(turn.get("content", "")))
+        elif turn.get("tool_output") is not None:
+            outputs.append(turn["tool_output"])
+        elif turn.get("content"):
+            yield str(turn["content"]), list(outputs), list(asked)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -214,6 +260,7 @@ def _count_answers(
         content = turn.get("content")
         if not content:
             continue
+        content = uncurated(content)  # entries speak of people in general
         violations = check_grounding(content, outputs, question=question)
         claims = violations or check_grounding(content, (), question=question)
         if claims or turn.get("action") == Action.RESPONSE:

@@ -4,7 +4,8 @@
 it, and its own turns stay in the dialogue. ``with_gt`` asks for one turn at every assistant
 position of the reference, given the reference's history up to exactly there, whatever was
 generated before. A user turn's ``action`` is never shown. The model's own words are scored: no
-sentence is dropped and no advice added.
+sentence is dropped and no advice added; what a user would have read stands beside them in
+``shown_dialogue``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,12 +23,13 @@ from typing import Any, Literal, TypeVar
 from ecg_agent_ray.agent.engine import GenerationRequest
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.agent.toolbox import Toolbox, offered_actions
-from ecg_agent_ray.dialogue import Dialogue, Turn, render_turn
+from ecg_agent_ray.dialogue import Dialogue, Turn
 from ecg_agent_ray.errors import ConfigError, DialogueError, InputError
 from ecg_agent_ray.evaluation.alignment import aligned_records
-from ecg_agent_ray.evaluation.tool_sources import ToolSource
+from ecg_agent_ray.evaluation.as_shown import ShownAnswers
+from ecg_agent_ray.evaluation.tool_sources import GivenToolbox, ToolSource
 
-__all__ = ["HISTORIES", "History", "generate_dialogue", "predict", "read_predictions"]
+__all__ = ["HISTORIES", "Generated", "History", "generate_dialogue", "predict", "read_predictions"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,16 +39,14 @@ Result = TypeVar("Result")
 HISTORIES: tuple[History, ...] = ("without_gt", "with_gt")
 
 
-def _message(turn: Turn) -> dict[str, str]:
-    content = render_turn(turn) if turn.role == "assistant" else turn.content or ""
-    return {"role": turn.role, "content": content}
-
-
 class _Writer:
     """Writes the turns of one dialogue with one agent."""
 
-    def __init__(self, agent: Agent, toolbox: Toolbox, max_tokens: int) -> None:
+    def __init__(
+        self, agent: Agent, toolbox: Toolbox, max_tokens: int, beside: Sequence[Any] = ()
+    ) -> None:
         self.agent, self.toolbox, self.max_tokens = agent, toolbox, max_tokens
+        self.beside = list(beside)
 
     def next_turn(self, before: Sequence[Turn], since_user: Sequence[Turn]) -> Turn | None:
         """The turn after ``before`` + ``since_user``; None if the model wrote nothing readable."""
@@ -60,15 +61,16 @@ class _Writer:
             outputs=[turn.tool_output for turn in since_user if turn.is_tool_call],
         )
         request = GenerationRequest(actions=offered, max_tokens=self.max_tokens)
-        messages = [_message(turn) for turn in (*before, *since_user)]
         try:
-            turn, _ = self.agent.write_turn(messages, request)
+            turns = [*before, *since_user]
+            turn, _ = self.agent.write_turn(turns, request, beside=self.beside)
         except DialogueError as error:
             _log.warning("unreadable turn counted as missing: %s", error)
             return None
         if not turn.is_pending:
             return turn
         result = self.toolbox.call(turn.assistant_action, question=question, previous=())
+        self.beside.append(result.detail)
         return Turn.call(turn.assistant_action, turn.thought or "", result.output)
 
     def until_answer(self, before: Sequence[Turn], since_user: Sequence[Turn]) -> list[Turn]:
@@ -84,27 +86,56 @@ class _Writer:
         return written
 
 
+@dataclass(slots=True)
+class Generated:
+    """A dialogue that an agent held: its own text, and what a user would have read of it."""
+
+    turns: list[Turn] = field(default_factory=list)
+    shown: list[Turn] = field(default_factory=list)
+    dropped_share: float | None = None
+
+
 def generate_dialogue(
     dialogue: Dialogue, agent: Agent, toolbox: Toolbox, *, history: History, max_tokens: int = 256
-) -> list[Turn]:
+) -> Generated:
     """The dialogue as the agent would have held it: the reference's user turns, its own answers."""
-    writer = _Writer(agent, toolbox, max_tokens)
-    generated: list[Turn] = []
+    given = dialogue.metadata.get("beside") if isinstance(toolbox, GivenToolbox) else None
+    writer = _Writer(agent, toolbox, max_tokens, [given, getattr(toolbox, "person", None)])
+    answers = ShownAnswers(agent, writer.beside)
+    made = Generated()
     known: list[Turn] = []  # what the model is shown
     for position, turn in enumerate(dialogue.turns):
+        written: list[Turn] = []
         if turn.role == "user":
             user = Turn.user(turn.content or "")
-            generated.append(user)
+            made.turns.append(user)
+            made.shown.append(user)
             known.append(user)
             if history == "without_gt":
                 written = writer.until_answer(known, ())
-                generated += written
+                _record(made, answers, known, written)
                 known += written
-        elif history == "with_gt" or not generated:
-            if generated:
-                generated += _at_position(writer, dialogue, position, known)
+        elif history == "with_gt" or not made.turns:
+            if made.turns:
+                _record(made, answers, known, _at_position(writer, dialogue, position, known))
             known.append(turn)
-    return generated
+    made.dropped_share = answers.dropped_share
+    return made
+
+
+def _record(
+    made: Generated, answers: ShownAnswers, known: Sequence[Turn], written: Sequence[Turn]
+) -> None:
+    """Add what was ``written`` after ``known``, as its own text and as it is shown."""
+    last_user = max(i for i, turn in enumerate(known) if turn.role == "user")
+    before = [turn.tool_output for turn in known[:last_user] if turn.is_tool_call]
+    question = known[last_user].content or ""
+    fresh = [turn.tool_output for turn in known[last_user:] if turn.is_tool_call]
+    for turn in written:
+        if turn.is_tool_call:
+            fresh.append(turn.tool_output)
+        made.turns.append(answers.own(turn, [*before, *fresh]))
+        made.shown.append(answers.read(turn, question, before, fresh))
 
 
 def _at_position(
@@ -199,21 +230,23 @@ def _predict_one(
 ) -> dict[str, Any]:
     reference = [turn.to_dict() for turn in dialogue.turns]
     error = None
-    generated: list[dict[str, Any]] = []
+    made = Generated()
     try:
-        turns = generate_dialogue(
+        made = generate_dialogue(
             dialogue, agent, tools(dialogue), history=history, max_tokens=max_tokens
         )
-        generated = [turn.to_dict() for turn in turns]
     except InputError as failure:
         error = str(failure)
         _log.warning("dialogue %d could not be generated: %s", number, error)
+    generated = [turn.to_dict() for turn in made.turns]
     record: dict[str, Any] = {
         "sample_id": number,
         "ecg_file": dialogue.ecg_files[0] if dialogue.ecg_files else None,
         "source_category": dialogue.source_category,
         "turns": aligned_records(reference, generated),
         "generated_dialogue": generated,
+        "shown_dialogue": [turn.to_dict() for turn in made.shown],
+        "dropped_share": made.dropped_share,
         "ground_truth_dialogue": reference,
         "summary": {
             "num_gt_assistant_turns": sum(turn["role"] == "assistant" for turn in reference),

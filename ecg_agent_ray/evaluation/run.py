@@ -11,6 +11,8 @@ from typing import Any
 from ecg_agent_ray.agent.load import load_agent
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.dialogue import Dialogue, read_dialogues
+from ecg_agent_ray.errors import InputError
+from ecg_agent_ray.evaluation.alignment import aligned_records
 from ecg_agent_ray.evaluation.metrics import score
 from ecg_agent_ray.evaluation.protocol import History, predict, read_predictions
 from ecg_agent_ray.evaluation.tool_sources import ToolSource, tool_source
@@ -31,11 +33,14 @@ class Extras:
         Predictions of another model on the same dialogues, to compare with.
     track
         Log metrics and ``report.html`` to MLflow. The report holds the words of some dialogues.
+    as_shown
+        Judge, report and score what a user would have read in the place of the model's own text.
     """
 
     judges: Sequence[str] = ()
     baseline: str | Path | None = None
     track: bool = False
+    as_shown: bool = False
 
 
 def evaluate_agent(
@@ -118,6 +123,8 @@ def score_predictions(
 def _scored(records: list[dict[str, Any]], folder: Path, extras: Extras) -> dict[str, Any]:
     from ecg_agent_ray.evaluation.agent_report import write_report
 
+    if extras.as_shown:
+        records = [_as_read(record) for record in records]
     metrics = score(records)
     if extras.baseline is not None:
         from ecg_agent_ray.evaluation.comparison import compare
@@ -135,6 +142,18 @@ def _scored(records: list[dict[str, Any]], folder: Path, extras: Extras) -> dict
     if extras.track:
         _track(records, metrics, report)
     return metrics
+
+
+def _as_read(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with what a user would have read in the place of the model's own text."""
+    if "shown_dialogue" not in record:
+        raise InputError(
+            f"prediction {record.get('sample_id')} does not hold what a user would have read",
+            hint="generate it with this version of evaluate agent",
+        )
+    shown = record["shown_dialogue"]
+    turns = aligned_records(record["ground_truth_dialogue"], shown)
+    return {**record, "generated_dialogue": shown, "turns": turns}
 
 
 def _track(records: list[dict[str, Any]], metrics: dict[str, Any], report: Path) -> None:

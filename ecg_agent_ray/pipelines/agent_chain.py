@@ -272,6 +272,8 @@ class _AgentChain:
         from ecg_agent_ray.evaluation import evaluate_agent
 
         agent, test = results["llm"], results["extract"]["test"]
+        from ecg_agent_ray.plugins.train_callback import numeric_metrics
+
         folder = self.output / "evaluation"
         metrics = evaluate_agent(
             test,
@@ -280,7 +282,7 @@ class _AgentChain:
             ecg_dir=_common_folder([record.path for record in self.records]),
             output=folder,
         )
-        numbers = {k: float(v) for k, v in metrics.items() if type(v) in (int, float)}
+        numbers = numeric_metrics(metrics)
         mlflow.log_metrics(numbers)
         digest = _digest_of(test)
         self._log_data("dialogues-test", digest, test, "evaluation")

@@ -172,17 +172,21 @@ def _metrics_of(folder: Path) -> dict[str, float]:
 
 
 def attach_evaluation(
-    name: str, version: int, metrics: Mapping[str, float], *, data_digest: str | None = None
+    name: str, version: int, metrics: Mapping[str, Any], *, data_digest: str | None = None
 ) -> None:
     """Link evaluation results to a version: gates read them, MLflow shows them with the model.
+
+    Nested metrics get their names joined by ``/``, as in ``as_shown/dropped_share``.
 
     ``data_digest`` is that of the evaluation data. Two versions are only compared on equal data.
     """
     import mlflow
 
+    from ecg_agent_ray.plugins.train_callback import numeric_metrics
+
     client = registry_client()
     found = find_version(client, name, version)
-    values = {key: float(value) for key, value in metrics.items()}
+    values = numeric_metrics(metrics)
     client.set_model_version_tag(
         name, str(version), EVALUATION_TAG, json.dumps({**found.metrics, **values})
     )

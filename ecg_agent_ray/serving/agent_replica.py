@@ -82,6 +82,7 @@ class AgentReplica:
             adapter_engine(llm, self._config, chosen.version, folder),
             manifest.lead_configuration,
             classifier=manifest.classifier,
+            speech=manifest.speech,
             name=chosen.version,
         )
 

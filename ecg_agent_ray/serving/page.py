@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from ecg_agent_ray.dialogue.statements import STATEMENTS
+from ecg_agent_ray.facts.statements import STATEMENTS
 
 __all__ = ["add_page"]
 

@@ -313,5 +313,6 @@ def write_agent_folder(
         base_model=config.base_model,
         lead_configuration=lead_configuration,
         classifier=config.classifier,
+        speech=config.speech,
     )
     write_manifest(output, manifest)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.agent.speech import Speech
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.config import StrictConfig
 
@@ -171,6 +172,10 @@ class LLMFinetuneConfig(StrictConfig):
         default=None, description="Kept with the agent; null: that of the dialogues if they agree."
     )
     classifier: str | None = Field(default=None, description="Classifier URI pinned to the agent.")
+    speech: Speech = Field(
+        default="open",
+        description="strict: the model reads and writes slots, kept with the agent; open: text.",
+    )
     steps: int | None = Field(default=None, ge=1, description="Stop after this many; null: epochs.")
     epochs: float = Field(default=1.0, gt=0)
     validate_every: int = Field(default=20, ge=1, description="Steps between validation losses.")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
+from ecg_agent_ray.agent.speech import Speech, StrictView
 from ecg_agent_ray.dialogue import Dialogue, read_dialogues, system_prompt
 from ecg_agent_ray.dialogue.render import dialogue_messages
 from ecg_agent_ray.training.llm_config import DataSource, LLMFinetuneConfig
@@ -22,19 +23,32 @@ __all__ = [
 
 
 def encode_all(
-    chat: ChatFormat, dialogues: Iterable[Dialogue], max_tokens: int | None = None
+    chat: ChatFormat,
+    dialogues: Iterable[Dialogue],
+    max_tokens: int | None = None,
+    speech: Speech = "open",
 ) -> list[EncodedDialogue]:
-    """Encode each dialogue, every other one with its language level in the prompt.
+    """Encode each dialogue as a model of this speech reads it.
 
-    A longer one than ``max_tokens`` keeps its beginning.
+    For an open model every other dialogue has its language level in the prompt; for a strict one
+    answers are in slots and user turns carry the knowledge that retrieval finds for them, with what
+    the metadata keep ``beside`` the tool outputs. A longer one than ``max_tokens`` keeps its
+    beginning.
     """
     encoded = []
     for index, dialogue in enumerate(dialogues):
-        level = dialogue.cefr_level if index % 2 else None
-        prompt = system_prompt(dialogue.lead_configuration, level=level)
-        whole = chat.encode_dialogue(dialogue_messages(dialogue, prompt))
+        whole = chat.encode_dialogue(_messages(dialogue, speech, with_level=index % 2 == 1))
         encoded.append(whole if max_tokens is None else truncate(whole, max_tokens))
     return encoded
+
+
+def _messages(dialogue: Dialogue, speech: Speech, *, with_level: bool) -> list[dict[str, str]]:
+    if speech == "strict":
+        prompt = system_prompt(dialogue.lead_configuration, speech=speech)
+        view = StrictView.of(dialogue.turns, dialogue.metadata.get("beside"))
+        return [{"role": "system", "content": prompt}, *view.messages]
+    level = dialogue.cefr_level if with_level else None
+    return dialogue_messages(dialogue, system_prompt(dialogue.lead_configuration, level=level))
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class TrainingData:
 def training_data(chat: ChatFormat, config: LLMFinetuneConfig) -> TrainingData:
     """Read and encode all sources of ``config.train``."""
     encoded = [
-        encode_all(chat, read_dialogues(source.path), config.batch.max_tokens)
+        encode_all(chat, read_dialogues(source.path), config.batch.max_tokens, config.speech)
         for source in config.sources
     ]
     return TrainingData(

@@ -100,7 +100,7 @@ class TextObjective:
         batch = config.batch
         data = training_data(chat, config)
         own = (
-            encode_all(chat, read_dialogues(config.validation), batch.max_tokens)
+            encode_all(chat, read_dialogues(config.validation), batch.max_tokens, config.speech)
             if config.validation
             else []
         )

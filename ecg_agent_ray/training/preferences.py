@@ -1,7 +1,7 @@
 """Preference pairs from a model's own answers, judged by rewards that can be verified.
 
-    situations = dialogue_situations(read_dialogues("held.jsonl"))
-    sampled = sample_answers(engine, situations, "samples.jsonl", Sampling(per_situation=6))
+    situations = dialogue_situations(agent, read_dialogues("train.jsonl"))
+    sampled = sample_answers(agent.engine, situations, "samples.jsonl", Sampling(per_situation=6))
     pairs = preference_pairs(sampled, {"action": right_action, "brevity": brevity(40)})
     write_pairs("pairs.jsonl", pairs)
 
@@ -15,25 +15,24 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ecg_agent_ray.agent.engine import Engine, GenerationRequest
+from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.agent.toolbox import offered_actions
 from ecg_agent_ray.dialogue import (
     Action,
     Dialogue,
     LeadConfiguration,
     Turn,
-    dialogue_messages,
     parse_turn,
-    render_turn,
-    system_prompt,
 )
 from ecg_agent_ray.errors import DialogueError
+from ecg_agent_ray.facts import SLOT
 from ecg_agent_ray.training.llm_pairs import PreferencePair
 
 __all__ = [
@@ -50,9 +49,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MAX_CALLS = 3
-"""As an agent's ``max_tool_calls``."""
-
 
 class Situation(BaseModel):
     """Where the model has to write an assistant message.
@@ -67,6 +63,7 @@ class Situation(BaseModel):
     key: str
     messages: list[dict[str, str]]
     actions: list[Action] = Field(default_factory=lambda: [*Action])
+    slots: list[str] | None = Field(default=None, description="As in a GenerationRequest.")
     reference: str | None = None
     lead_configuration: LeadConfiguration | None = None
     facts: dict[str, Any] = Field(default_factory=dict)
@@ -98,50 +95,52 @@ Reward = Callable[[Turn, Situation], float]
 
 
 def dialogue_situations(
+    agent: Agent,
     dialogues: Iterable[Dialogue],
     *,
-    prompt: Callable[[Dialogue], str] | None = None,
     facts: Callable[[Dialogue, int], dict[str, Any]] | None = None,
 ) -> Iterator[Situation]:
     """A situation for each assistant turn, after the dialogue's own history.
 
     Parameters
     ----------
+    agent
+        Whose model reads them: it decides the system message, the speech and what is offered.
     dialogues
-        With the assistant's turns as references.
-    prompt
-        The system message; the default is the one that training uses.
+        With the assistant's turns as references; what the tools know beyond their outputs is read
+        from the metadata's ``beside``, as in training.
     facts
         What rewards are to know, from the dialogue and the turn's place in it.
     """
     for dialogue in dialogues:
-        lead = dialogue.lead_configuration
-        system = prompt(dialogue) if prompt else system_prompt(lead)
-        messages = dialogue_messages(dialogue, system)
+        beside = dialogue.metadata.get("beside")
         called: list[Action] = []
         for place, turn in enumerate(dialogue.turns):
             if turn.role == "user":
                 called = []
                 continue
-            history = messages[: place + 1]  # one longer than the turns: the system message
-            whole = zlib.crc32(json.dumps(history).encode())
+            history = dialogue.turns[:place]
+            messages, slots = agent.view(history, beside)
+            read = [dict(message) for message in (agent.system, *messages)]
+            whole = zlib.crc32(json.dumps(read).encode())
             yield Situation(
                 key=f"{dialogue.record_id or 'dialogue'}-{place}-{whole:08x}",
-                messages=history,
-                actions=[*offered_actions(called, _MAX_CALLS)],
-                reference=render_turn(_pending(turn)),
-                lead_configuration=lead,
+                messages=read,
+                actions=[*offered_actions(called, agent.max_tool_calls)],
+                slots=None if slots is None else list(slots),
+                reference=_written(agent, history, turn, beside),
+                lead_configuration=dialogue.lead_configuration,
                 facts=facts(dialogue, place) if facts else {},
             )
             if turn.is_tool_call:
                 called.append(turn.assistant_action)
 
 
-def _pending(turn: Turn) -> Turn:
-    """What the model itself writes of a turn."""
-    if not turn.is_tool_call:
-        return turn
-    return Turn(role="assistant", action=turn.assistant_action, thought=turn.thought)
+def _written(agent: Agent, history: Sequence[Turn], turn: Turn, beside: Any) -> str:
+    """What the model itself would write of a turn."""
+    if turn.is_tool_call:
+        turn = Turn(role="assistant", action=turn.assistant_action, thought=turn.thought)
+    return agent.view([*history, turn], beside)[0][-1]["content"]
 
 
 def sample_answers(
@@ -189,6 +188,7 @@ def _drawn(engine: Engine, situation: Situation, sampling: Sampling) -> list[str
     for number in range(sampling.per_situation):
         request = GenerationRequest(
             actions=tuple(situation.actions),
+            slots=None if situation.slots is None else tuple(situation.slots),
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -230,7 +230,7 @@ def preference_pairs(
     for one in sampled:
         situation = one.situation
         texts = list(one.answers)
-        if with_reference and situation.reference is not None and situation.reference not in texts:
+        if with_reference and situation.reference is not None and _may_be_written(situation):
             texts.append(situation.reference)
         judged = [_judged(text, situation, rewards, shares) for text in texts]
         if not judged:
@@ -244,6 +244,12 @@ def preference_pairs(
         ]
     logger.info("%d preference pairs", len(pairs))
     return pairs
+
+
+def _may_be_written(situation: Situation) -> bool:
+    """Whether the reference holds no slot that the model is not offered here."""
+    named = SLOT.findall(situation.reference or "")
+    return situation.slots is None or set(named) <= set(situation.slots)
 
 
 def _judged(

@@ -72,7 +72,7 @@ def test_the_gate_sees_the_sentence_before() -> None:
     assert gate.feed("Your heart rate is 62 bpm. That is a little low. ") == (
         "Your heart rate is 62 bpm."
     )
-    assert gate.shut
+    assert gate.dropped == 1
 
 
 @pytest.mark.parametrize(

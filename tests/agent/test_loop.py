@@ -90,35 +90,29 @@ def test_an_engine_that_repeats_its_call_gets_the_same_output(fixed_toolbox: Any
 def test_endless_calls_end_in_an_honest_answer(fixed_toolbox: Any) -> None:
     final = Agent(ReplayEngine(*[MEASURE] * 4)).respond(user("heart rate?"), fixed_toolbox)
     assert final.action is Action.RESPONSE_FAIL
-    assert "72.35 bpm" in final.content
+    assert final.content == "The heart rate is 72 bpm."
 
 
-def test_a_contradiction_is_generated_again(fixed_toolbox: Any) -> None:
-    engine = ReplayEngine(
-        MEASURE, say("I measured it. Your heart rate is 85 bpm. Bye."), "Your heart rate is 72 bpm."
-    )
-    final = Agent(engine).respond(user("heart rate?"), fixed_toolbox)
-    assert final.content == "I measured it. Your heart rate is 72 bpm."
-    assert final.grounding.to_dict() == {"repaired": 1, "dropped": 0}
-    _, request = engine.requests[2]
-    assert request.prefix.endswith("Content: I measured it. ")
-    assert request.numbers is not None
-    assert "72" in request.numbers
-
-
-def test_what_fails_again_is_dropped(fixed_toolbox: Any) -> None:
-    wrong = "Your heart rate is 85 bpm. "
-    engine = ReplayEngine(MEASURE, say(wrong), wrong + "You have atrial fibrillation. Take care.")
+def test_a_contradiction_is_left_out_and_nothing_is_generated_again(fixed_toolbox: Any) -> None:
+    wrong = "Your heart rate is 85 bpm. You have atrial fibrillation. Take care."
+    engine = ReplayEngine(MEASURE, say(wrong))
     final = Agent(engine).respond(user("heart rate?"), fixed_toolbox)
     assert final.content == "Take care. The heart rate is 72 bpm."
     assert final.grounding.dropped == 2
     assert any("85 bpm" in reason for reason in final.grounding.violations)
+    assert len(engine.requests) == 2
 
 
-def test_when_nothing_remains_the_tools_speak(fixed_toolbox: Any) -> None:
-    engine = ReplayEngine(MEASURE, say("It is 85 bpm."), "It is 85 bpm.")
+def test_when_nothing_remains_the_asked_facts_are_said(fixed_toolbox: Any) -> None:
+    engine = ReplayEngine(MEASURE, say("It is 85 bpm."))
     final = Agent(engine).respond(user("heart rate?"), fixed_toolbox)
-    assert "heart rate 72.35 bpm" in final.content
+    assert final.content == "The heart rate is 72 bpm."
+
+
+def test_when_nothing_remains_and_nothing_was_asked_all_facts_are_said(fixed_toolbox: Any) -> None:
+    engine = ReplayEngine(MEASURE, say("It is 85 bpm."))
+    final = Agent(engine).respond(user("Tell me all."), fixed_toolbox)
+    assert "heart rate 72 bpm" in final.content
     assert check_grounding(final.content, [final.steps[0].output]) == []
 
 
@@ -129,7 +123,7 @@ def test_a_cut_number_is_rounded_silently(fixed_toolbox: Any) -> None:
 
 
 def test_a_number_is_not_sent_before_it_is_whole(fixed_toolbox: Any) -> None:
-    engine = ReplayEngine(MEASURE, say("Your heart rate is 72.9 bpm."), "I see.")
+    engine = ReplayEngine(MEASURE, say("Your heart rate is 72.9 bpm. I see."))
     events = list(Agent(engine).run(user("How is it?"), fixed_toolbox))
     assert not any("72" in event.text for event in events if event.type == "content")
 
@@ -306,11 +300,12 @@ def test_the_explained_label_is_the_one_named_else_the_first() -> None:
     assert choose_explained_label("why?", []) is None
 
 
+@pytest.mark.parametrize("speech", ["open", "strict"])
 @pytest.mark.parametrize("turns", [30, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_random_model_never_gets_an_unfounded_number_through(
-    tiny_engine: TransformersEngine, fixed_toolbox: Any, turns: int
+    tiny_engine: TransformersEngine, fixed_toolbox: Any, turns: int, speech: Any
 ) -> None:
-    agent = Agent(tiny_engine, max_tokens=64)
+    agent = Agent(tiny_engine, max_tokens=64, speech=speech)
     messages: list[dict[str, str]] = []
     steps: list[dict[str, Any]] = []
     for number in range(turns):
@@ -322,7 +317,8 @@ def test_a_random_model_never_gets_an_unfounded_number_through(
         assert final.type == "final"
         assert final.content
         steps += [step.to_step() for step in final.steps]
-        assert check_grounding(final.content, steps) == []
+        if speech == "open":  # curated sentences have numbers that are nobody's
+            assert check_grounding(final.content, steps) == []
         assert "".join(event.text for event in events if event.type == "content") == final.content
         messages.append({"role": "assistant", "content": final.content})
 

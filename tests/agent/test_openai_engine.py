@@ -96,16 +96,13 @@ def test_without_a_grammar_a_contradiction_is_dropped(
     assert len(endpoint.bodies) == 2
 
 
-def test_the_grammar_and_a_begun_message_for_servers_that_take_them(endpoint: Endpoint) -> None:
-    endpoint.texts = ["rate is 72 bpm."]
+def test_the_grammar_for_servers_that_take_one(endpoint: Endpoint) -> None:
+    endpoint.texts = [SAY]
     engine = OpenAIEngine(endpoint.url, "m", grammar="vllm")
-    prefix = "Action: response\nThought: I.\nContent: Your heart "
-    request = GenerationRequest(prefix=prefix, numbers=("72",))
-    assert engine.generate(USER, request).text().startswith("rate is 72")
-    body = endpoint.bodies[0]
-    assert body["continue_final_message"]
-    assert body["messages"][-1] == {"role": "assistant", "content": prefix}
-    assert "root ::= content_rest" in body["structured_outputs"]["grammar"]
+    engine.generate(USER, GenerationRequest(slots=("heart_rate",))).text()
+    grammar = endpoint.bodies[0]["structured_outputs"]["grammar"]
+    assert '"{heart_rate}"' in grammar
+    assert '"{pr_interval}"' not in grammar
 
 
 def test_a_refusal_is_a_service_error(endpoint: Endpoint) -> None:

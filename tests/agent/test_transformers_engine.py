@@ -14,6 +14,7 @@ from ecg_agent_ray.agent import GenerationRequest, TransformersEngine
 from ecg_agent_ray.agent.transformers_engine import choose_dtype
 from ecg_agent_ray.dialogue import Action, parse_turn, render_turn, system_prompt
 from ecg_agent_ray.errors import CheckpointError, ConfigError, InputError
+from ecg_agent_ray.facts.allowlist import PARTS, words_of
 
 SYSTEM = {"role": "system", "content": system_prompt("12-lead")}
 ANSWERS = tuple(action for action in Action if not action.is_tool_call)
@@ -131,32 +132,24 @@ def test_a_branch_does_not_disturb_the_other(
     assert again.usage.cached_tokens > 1000
 
 
-def test_a_prefix_is_gone_on_with(tiny_engine: TransformersEngine) -> None:
-    prefix = "Action: response\nThought: I have it.\nContent: Your heart rate"
-    text = tiny_engine.generate(ask("hi"), GenerationRequest(prefix=prefix, max_tokens=48)).text()
-    turn = parse_turn(prefix + text)
-    assert turn.content is not None
-    assert turn.content.startswith("Your heart rate")
-    with pytest.raises(ConfigError):
-        tiny_engine.generate(ask("hi"), GenerationRequest(prefix="Action: response"))
-
-
-@pytest.mark.parametrize("numbers", [("72.35", "160"), ()])
-def test_only_given_numerals_are_written(
-    tiny_engine: TransformersEngine, numbers: tuple[str, ...]
+def test_a_strict_message_holds_offered_slots_and_listed_words_alone(
+    tiny_engine: TransformersEngine,
 ) -> None:
-    prefix = "Action: response\nThought: I have it.\nContent: "
-    written = set()
-    for seed in range(30):
+    slots = ("heart_rate", "heart_rate.rating", "know.coffee")
+    listed = set(words_of(*PARTS)) | {"pulse", "rate", "hr"}
+    words = {word for phrase in listed for word in phrase.split()} | {"heart", "heartbeat"}
+    for seed in range(20):
         request = GenerationRequest(
-            prefix=prefix, numbers=numbers, max_tokens=80, temperature=3.0, seed=seed
+            actions=(Action.RESPONSE,), slots=slots, max_tokens=64, temperature=3.0, seed=seed
         )
         generation = tiny_engine.generate(ask("hi"), request)
-        text = generation.text()
+        content = str(parse_turn(generation.text()).content)
         if generation.finish_reason == "length":
-            text = text.rstrip("0123456789.")  # the last numeral may be cut
-        written |= set(re.findall(r"[0-9]+(?:\.[0-9]+)?", text))
-    assert written <= set(numbers)
+            content = content.rpartition(" ")[0]
+        assert set(re.findall(r"\{([^}]*)\}", content)) <= set(slots)
+        rest = re.sub(r"\{[^}]*\}", " ", content)
+        assert {w.lower() for w in re.findall(r"[A-Za-z']+", rest)} <= words
+        assert not re.search(r"\d", rest)
 
 
 def test_threads_get_what_they_would_alone(tiny_engine: TransformersEngine) -> None:
@@ -229,13 +222,3 @@ def test_a_loaded_model_needs_a_tokenizer(make_tiny_model: Callable[..., Any]) -
 def test_dtype_comes_with_its_reason() -> None:
     assert choose_dtype("cpu", "float32") == ("float32", "asked for")
     assert choose_dtype("cpu")[1]
-
-
-@pytest.mark.parametrize("letter", ["é", "語", "😀"])
-def test_a_begun_message_may_hold_any_letter(tiny_engine: TransformersEngine, letter: str) -> None:
-    begun = f"Action: response\nThought: I {letter} answer.\nContent: So {letter} far. "
-    messages = [SYSTEM, {"role": "user", "content": "hi"}]
-    for numbers in (None, ("72",)):
-        request = GenerationRequest(prefix=begun, numbers=numbers, max_tokens=48)
-        text = tiny_engine.generate(messages, request).text()
-        assert parse_turn((begun + text).rstrip("\n")).thought == f"I {letter} answer."

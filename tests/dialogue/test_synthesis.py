@@ -18,8 +18,6 @@ from ecg_agent_ray.dialogue import (
     render_turn,
     validate,
 )
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, rounded
-from ecg_agent_ray.dialogue.statements import STATEMENTS, find_statements
 from ecg_agent_ray.dialogue.synthesis import (
     SEQUENCES,
     SPLITS,
@@ -36,6 +34,8 @@ from ecg_agent_ray.dialogue.synthesis import (
 )
 from ecg_agent_ray.dialogue.synthesis.phrases import PhraseBank
 from ecg_agent_ray.errors import ConfigError, DialogueError
+from ecg_agent_ray.facts.quantities import QUANTITIES, rounded
+from ecg_agent_ray.facts.statements import STATEMENTS, find_statements
 
 KEYS = ("heart_rate", "pr_interval", "qrs_duration", "qtc_interval")
 

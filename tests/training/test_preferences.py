@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, load_tokenizer
+from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.agent.transformers_engine import TransformersEngine
 from ecg_agent_ray.dialogue import Action, Dialogue, Turn, parse_turn, render_turn
 from ecg_agent_ray.training.llm_pairs import read_pairs, write_pairs
@@ -57,8 +58,12 @@ def dialogues() -> list[Dialogue]:
     ]
 
 
-def test_every_assistant_turn_is_a_situation() -> None:
-    found = list(dialogue_situations(dialogues(), facts=lambda _, place: {"place": place}))
+def test_every_assistant_turn_is_a_situation(engine: TransformersEngine) -> None:
+    found = list(
+        dialogue_situations(
+            Agent(engine, "II"), dialogues(), facts=lambda _, place: {"place": place}
+        )
+    )
     assert [one.facts["place"] for one in found] == [1, 2, 4, 1, 2, 4]
     # the question is the same in both dialogues, what follows it is not
     assert len({one.key for one in found}) == 5
@@ -74,7 +79,7 @@ def test_every_assistant_turn_is_a_situation() -> None:
 def test_answers_are_drawn_once_and_the_same_again(
     tmp_path: Path, engine: TransformersEngine
 ) -> None:
-    situations = list(dialogue_situations(dialogues()))[:3]
+    situations = list(dialogue_situations(Agent(engine, "II"), dialogues()))[:3]
     sampling = Sampling(per_situation=3, max_tokens=24)
     path = tmp_path / "samples.jsonl"
     found = list(sample_answers(engine, situations, path, sampling))

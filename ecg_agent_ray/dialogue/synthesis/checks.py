@@ -12,10 +12,10 @@ from itertools import zip_longest
 from typing import Any
 
 from ecg_agent_ray.dialogue.actions import Action
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, measured, rounded
-from ecg_agent_ray.dialogue.statements import find_statements
 from ecg_agent_ray.dialogue.synthesis.facts import parse_region
 from ecg_agent_ray.errors import DialogueError
+from ecg_agent_ray.facts.quantities import QUANTITIES, measured, rounded
+from ecg_agent_ray.facts.statements import find_statements
 
 __all__ = ["check_answer"]
 

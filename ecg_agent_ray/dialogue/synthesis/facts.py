@@ -9,10 +9,10 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-from ecg_agent_ray.dialogue.ranges import QUANTITIES, Rating, measured, rounded
-from ecg_agent_ray.dialogue.statements import STATEMENTS, statement_name
 from ecg_agent_ray.dialogue.turns import LeadConfiguration
 from ecg_agent_ray.errors import DialogueError
+from ecg_agent_ray.facts.quantities import QUANTITIES, Rating, measured, rounded
+from ecg_agent_ray.facts.statements import STATEMENTS, statement_name
 
 __all__ = ["Finding", "RecordFacts", "Region", "parse_region"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import STATEMENTS
+from ecg_agent_ray.facts.quantities import QUANTITIES
+from ecg_agent_ray.facts.statements import STATEMENTS
 
 __all__ = ["CONDITIONS", "CONDITION_TERMS", "TERMS", "Condition", "number_near_limit"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ecg_agent_ray.dialogue.actions import Action
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
 from ecg_agent_ray.dialogue.synthesis.checks import check_answer
 from ecg_agent_ray.dialogue.synthesis.facts import Finding, RecordFacts
 from ecg_agent_ray.dialogue.synthesis.knowledge import Condition
 from ecg_agent_ray.dialogue.synthesis.phrases import PhraseBank
 from ecg_agent_ray.dialogue.synthesis.voice import type_like
 from ecg_agent_ray.dialogue.turns import Turn
+from ecg_agent_ray.facts.quantities import QUANTITIES
 
 __all__ = ["RATING_WORDS", "Focus", "Scene", "capital", "joined"]
 

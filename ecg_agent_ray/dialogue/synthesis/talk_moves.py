@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ecg_agent_ray.dialogue.actions import Action
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import STATEMENTS
 from ecg_agent_ray.dialogue.synthesis.frame import before, tail
 from ecg_agent_ray.dialogue.synthesis.knowledge import (
     CONDITION_TERMS,
@@ -22,6 +20,8 @@ from ecg_agent_ray.dialogue.synthesis.tool_moves import (
     findings_list,
     pick_condition,
 )
+from ecg_agent_ray.facts.quantities import QUANTITIES
+from ecg_agent_ray.facts.statements import STATEMENTS
 
 __all__ = ["ask_for_known_null", "bye", "emergency", "fail", "follow_up", "hello"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ecg_agent_ray.dialogue.actions import Action
-from ecg_agent_ray.dialogue.ranges import QUANTITIES
-from ecg_agent_ray.dialogue.statements import STATEMENTS
 from ecg_agent_ray.dialogue.synthesis.facts import parse_region
 from ecg_agent_ray.dialogue.synthesis.frame import before, tail
 from ecg_agent_ray.dialogue.synthesis.knowledge import CONDITIONS, Condition
 from ecg_agent_ray.dialogue.synthesis.plan import CLASSIFY_WEIGHTS, MEASURE_WEIGHTS
 from ecg_agent_ray.dialogue.synthesis.scene import Focus, Scene, capital, joined
+from ecg_agent_ray.facts.quantities import QUANTITIES
+from ecg_agent_ray.facts.statements import STATEMENTS
 
 __all__ = [
     "both",

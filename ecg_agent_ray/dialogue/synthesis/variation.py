@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ecg_agent_ray.dialogue.statements import STATEMENTS
 from ecg_agent_ray.dialogue.synthesis.facts import RecordFacts
 from ecg_agent_ray.errors import ConfigError
+from ecg_agent_ray.facts.statements import STATEMENTS
 
 __all__ = ["vary"]
 

@@ -38,7 +38,7 @@ class Statement:
 
 
 def _read() -> Iterable[Statement]:
-    table = resources.files("ecg_agent_ray") / "_data" / "dialogue" / "statements.csv"
+    table = resources.files("ecg_agent_ray") / "_data" / "facts" / "statements.csv"
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
         aliases = tuple(word.strip() for word in row["aliases"].split(";") if word.strip())
         yield Statement(row["code"], _KINDS[row["kind"]], row["name"], row["meaning"], aliases)
