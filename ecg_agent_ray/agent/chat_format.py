@@ -40,13 +40,15 @@ class EncodedDialogue:
     """Lists of equal length; ``labels`` are IGNORE_INDEX outside assistant text.
 
     ``is_action`` marks the tokens that name an action: few among many, they decide what happens.
-    ``prefix`` counts the system message's tokens, the same for many dialogues.
+    ``prefix`` counts the system message's tokens, the same for many dialogues. ``first_actions``
+    are the places after the action that answers each user turn.
     """
 
     input_ids: list[int]
     labels: list[int]
     is_action: list[bool]
     prefix: int = 0
+    first_actions: tuple[int, ...] = ()
 
     @property
     def n_targets(self) -> int:
@@ -177,6 +179,7 @@ class ChatFormat:
         labels: list[int] = []
         is_action: list[bool] = []
         prefix = 0
+        first_actions: list[int] = []
 
         def add(new: list[int], *, target: bool = False, action: int = 0) -> None:
             ids.extend(new)
@@ -189,6 +192,8 @@ class ChatFormat:
                 add(self.assistant_open_ids)
                 own, marker, tool_output = content.partition(TOOL_OUTPUT_MARKER)
                 named = self.content_ids(own.partition("\n")[0])
+                if messages[position - 1]["role"] == "user":
+                    first_actions.append(len(ids) + len(named))
                 add(self.content_ids(own), target=True, action=len(named))
                 if marker:
                     add(self.ids(marker), target=True)
@@ -205,7 +210,7 @@ class ChatFormat:
                 raise InputError(
                     f"message {position} has role {role!r}; expected user or assistant"
                 )
-        return EncodedDialogue(ids, labels, is_action, prefix)
+        return EncodedDialogue(ids, labels, is_action, prefix, tuple(first_actions))
 
     @cached_property
     def _frame_cache(self) -> dict[str, list[int]]:

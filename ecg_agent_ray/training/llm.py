@@ -26,14 +26,16 @@ from ecg_agent_ray.plugins.local_cluster import local_ray
 from ecg_agent_ray.plugins.tracking import TrackedRun, data_digest, tracked_run
 from ecg_agent_ray.training.deepspeed_setup import check_compiler, deepspeed_environment
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
-from ecg_agent_ray.training.llm_data import common_lead_configuration
 from ecg_agent_ray.training.llm_kernels import check_packages
+from ecg_agent_ray.training.llm_pairs import read_pairs
 from ecg_agent_ray.training.llm_plan import check_fits
 from ecg_agent_ray.training.llm_resume import JobRecord, job_digest, unfinished_job
 
 __all__ = ["LLMResult", "finetune_llm", "refuse_what_cannot_fit", "write_agent_folder"]
 
 logger = logging.getLogger(__name__)
+
+_KINDS = {"sft": "dialogues", "dpo": "preference pairs"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
     resolve_base_model(config.base_model)
     start = time.perf_counter()
     output = Path(config.output) / "agent"
-    dialogues = read_dialogues(config.train)
-    sources = [source for source in (config.train, config.validation) if source]
-    digest = data_digest([file for source in sources for file in dialogue_files(source)])
-    earlier = unfinished_job(config, job_digest(config, digest))
+    items, leads = _read(config)
+    paths = [source.path for source in config.sources]
+    read = dict.fromkeys([*paths, *filter(None, [config.validation])])
+    digest = data_digest([file for path in read for file in dialogue_files(path)])
+    decisive = job_digest(config, digest)
+    earlier = unfinished_job(config, decisive)
     with contextlib.ExitStack() as stack:
         gpu = _use_gpu(config, stack.enter_context(local_ray(num_cpus=_cpus(config))))
         if gpu and config.distributed.use_gpu == "auto":
@@ -91,13 +95,13 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
             )
         )
         run.log_data(
-            Path(config.train).name,
+            _data_name(config),
             digest,
-            source=config.train,
-            profile={"dialogues": len(dialogues)},
+            source=", ".join(paths),
+            profile={_KINDS[config.objective]: items},
         )
         job = JobRecord(
-            digest=job_digest(config, digest),
+            digest=decisive,
             name=earlier.name if earlier else run.run_id,
             run_id=run.run_id,
             tracking_uri=run.tracking_uri,
@@ -106,13 +110,25 @@ def finetune_llm(config: LLMFinetuneConfig) -> LLMResult:
         result = _fit(config, run, job.name, gpu=gpu)
         metrics, checkpoint = _best(result)
         with checkpoint.as_directory() as folder:
-            leads = config.lead_configuration or common_lead_configuration(dialogues) or "12-lead"
             write_agent_folder(output, Path(folder) / "adapter", config, lead_configuration=leads)
-            (output / "README.md").write_text(_card(config, leads, len(dialogues), metrics))
+            (output / "README.md").write_text(_card(config, leads, items, metrics))
         kept = {k: metrics[k] for k in ("loss", "validation_loss") if k in metrics}
         run.log_metrics({f"best_{name}": value for name, value in kept.items()})
         job.model_copy(update={"finished": True}).write(config.output)
     return LLMResult(str(output), run.run_id, digest, metrics, time.perf_counter() - start)
+
+
+def _read(config: LLMFinetuneConfig) -> tuple[int, LeadConfiguration]:
+    """Number of training dialogues or pairs, and the lead configuration that the agent gets."""
+    found: set[LeadConfiguration | None]
+    if config.objective == "dpo":
+        pairs = [pair for source in config.sources for pair in read_pairs(source.path)]
+        items, found = len(pairs), {pair.lead_configuration for pair in pairs}
+    else:
+        dialogues = [d for source in config.sources for d in read_dialogues(source.path)]
+        items, found = len(dialogues), {d.lead_configuration for d in dialogues}
+    common = found.pop() if len(found) == 1 else None
+    return items, config.lead_configuration or common or "12-lead"
 
 
 def _tracked_as(earlier: JobRecord | None) -> str | None:
@@ -152,12 +168,14 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
             f"batch.packs_per_step={packs} is not a multiple of distributed.num_workers={workers}"
         )
     values = config.model_dump()
-    for name in ("train", "validation", "output"):
-        # a hub's data set keeps its name: each node fetches it into its own cache
-        if values[name] is not None and (name == "output" or not is_hub_name(values[name])):
-            values[name] = str(Path(values[name]).expanduser().resolve())
-            if name != "output" and not Path(values[name]).exists():
-                raise ConfigError(f"{name}: no file at {values[name]}")
+    values["output"] = str(Path(values["output"]).expanduser().resolve())
+    if config.validation is not None:
+        values["validation"] = _present(config.validation, "validation")
+    if isinstance(config.train, str):
+        values["train"] = _present(config.train, "train")
+    else:
+        for number, source in enumerate(values["train"]):
+            source["path"] = _present(source["path"], f"train[{number}].path")
     if values["adapter"] is not None:
         folder = BUILTIN_AGENT if values["adapter"] == "builtin:" else Path(values["adapter"])
         if not (folder / "adapter_config.json").is_file():
@@ -165,6 +183,16 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
         values["adapter"] = str(folder.resolve())
     values["storage"] = values["storage"] or str(Path(values["output"]) / "checkpoints")
     return LLMFinetuneConfig.model_validate(values)
+
+
+def _present(source: str, key: str) -> str:
+    """Absolute path of a data source; a hub's name stays, each node fetches it into its cache."""
+    if is_hub_name(source):
+        return source
+    path = Path(source).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(f"{key}: no file at {path}")
+    return str(path)
 
 
 def _cpus(config: LLMFinetuneConfig) -> int:
@@ -247,15 +275,17 @@ def _best(result: Any) -> tuple[dict[str, float], Any]:
     return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}, checkpoint
 
 
-def _card(
-    config: LLMFinetuneConfig, leads: str, n_dialogues: int, metrics: dict[str, float]
-) -> str:
+def _data_name(config: LLMFinetuneConfig) -> str:
+    return ", ".join(Path(source.path).name for source in config.sources)
+
+
+def _card(config: LLMFinetuneConfig, leads: str, items: int, metrics: dict[str, float]) -> str:
     measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
     start = f"continued from {config.adapter}" if config.adapter else "trained from scratch"
     return f"""# ECG agent adapter ({leads})
 
-LoRA adapter for `{config.base_model}`, {start} on {n_dialogues} dialogues
-(`{Path(config.train).name}`). Not a medical device: for research and development only.
+LoRA adapter for `{config.base_model}`, {start} on {items} {_KINDS[config.objective]}
+(`{_data_name(config)}`). Not a medical device: for research and development only.
 
 | at the kept checkpoint | |
 |---|---|

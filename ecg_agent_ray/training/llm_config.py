@@ -14,13 +14,34 @@ from ecg_agent_ray.training.config import StrictConfig
 __all__ = [
     "Assumptions",
     "BatchConfig",
+    "DataSource",
     "DistributedConfig",
+    "DpoSettings",
     "LLMFinetuneConfig",
     "LoraSettings",
     "Optimizer",
 ]
 
+CHUNK = 128
+"""Targets whose logits exist at a time: they stay in the last-level cache of a server's CPU."""
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class DataSource(StrictConfig):
+    """Dialogues and how an epoch uses them; what it uses is drawn from ``seed`` and the epoch."""
+
+    path: str = Field(description="As the string form of train.")
+    repeat: float = Field(
+        default=1.0, gt=0, description="Uses of a dialogue in an epoch; 0.3 draws three in ten."
+    )
+    weight: float = Field(default=1.0, gt=0, description="Factor of the loss of its targets.")
+    first_actions: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the uses that end after the first action of a user turn drawn at "
+        "random, with the names of actions as only targets: short rows on what decides most.",
+    )
 
 
 class LoraSettings(StrictConfig):
@@ -50,6 +71,17 @@ class LoraSettings(StrictConfig):
                 f"lora: layers={self.layers} first_layer={self.first_layer} of {layers} layers"
             )
         return first
+
+
+class DpoSettings(StrictConfig):
+    """Preference tuning; see training.llm_objectives."""
+
+    beta: float = Field(
+        default=0.1, gt=0, description="Higher values hold the model nearer to its start."
+    )
+    sft_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the chosen answer's mean cross-entropy beside it."
+    )
 
 
 class Optimizer(StrictConfig):
@@ -121,9 +153,15 @@ class LLMFinetuneConfig(StrictConfig):
     adapter: str | None = Field(
         default=None, description="Adapter folder or builtin: to continue from; null starts anew."
     )
-    train: str = Field(
+    objective: Literal["sft", "dpo"] = Field(
+        default="sft",
+        description="sft: what the assistant says in dialogues. dpo: preference pairs, see "
+        "training.llm_pairs; the reference is the adapter that the job starts from.",
+    )
+    train: str | list[DataSource] = Field(
+        min_length=1,
         description="Dialogues in ECG-MTD's form: JSONL or Parquet, a folder of such files, or a "
-        "hub's data set as owner/name or owner/name:split."
+        "hub's data set as owner/name or owner/name:split. Or a list of sources to mix.",
     )
     validation: str | None = Field(default=None, description="Dialogues for validation loss.")
     output: str = Field(default="outputs/llm", description="Folder for agent/ and checkpoints/.")
@@ -182,6 +220,7 @@ class LLMFinetuneConfig(StrictConfig):
     action_weight: float = Field(
         default=1.0, gt=0, description="Loss weight of the tokens that name the next action."
     )
+    dpo: DpoSettings = DpoSettings()
     lora: LoraSettings = LoraSettings()
     optimizer: Optimizer = Optimizer()
     batch: BatchConfig = BatchConfig()
@@ -190,10 +229,13 @@ class LLMFinetuneConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> LLMFinetuneConfig:
+        if problems := [*self._spread_problems(), *self._training_problems()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _spread_problems(self) -> list[str]:
         spread = self.distributed
         problems = []
-        if self.early_stopping_patience and self.validation is None:
-            problems.append("early_stopping_patience needs validation")
         if spread.min_workers and spread.min_workers > spread.num_workers:
             problems.append("distributed.min_workers needs at least as many num_workers")
         if spread.offload_parameters and spread.zero_stage != 3:
@@ -203,20 +245,31 @@ class LLMFinetuneConfig(StrictConfig):
         if self.quantize == "nf4" and spread.zero_stage == 3:
             # ZeRO-3 partitions parameters; bitsandbytes keeps 4-bit weights as packed buffers
             problems.append("quantize=nf4 needs distributed.zero_stage of 0 to 2")
-        if self.lora.layers is not None and self.lora.first_layer is not None:
-            problems.append("lora.layers and lora.first_layer say the same; give one")
         if self.cache_lower_layers and spread.zero_stage == 3:
             # its partitions are only whole while a layer of the whole model runs
             problems.append("cache_lower_layers needs distributed.zero_stage of 0 to 2")
+        return problems
+
+    def _training_problems(self) -> list[str]:
+        problems = []
+        if self.early_stopping_patience and self.validation is None:
+            problems.append("early_stopping_patience needs validation")
+        if self.lora.layers is not None and self.lora.first_layer is not None:
+            problems.append("lora.layers and lora.first_layer say the same; give one")
         if self.batch.share_prefix and self.attention not in ("auto", "packed"):
             problems.append("batch.share_prefix needs attention=packed")
         if self.batch.share_prefix and not self.batch.packing:
             problems.append("batch.share_prefix needs batch.packing=true")
         if self.checkpoint_every is None and self.checkpoint_minutes is None:
             problems.append("give checkpoint_every or checkpoint_minutes")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        if self.objective == "dpo" and any(source.first_actions for source in self.sources):
+            problems.append("first_actions is for dialogues, not for objective=dpo")
+        return problems
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """``train`` as a list."""
+        return [DataSource(path=self.train)] if isinstance(self.train, str) else self.train
 
     def deepspeed(self, *, gpu: bool, workers: int) -> dict[str, Any]:
         """The DeepSpeed configuration.

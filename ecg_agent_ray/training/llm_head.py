@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TargetHead", "install_target_head", "scoring"]
+from ecg_agent_ray.training.llm_config import CHUNK
 
-_CHUNK = 128
-"""Targets at a time: their logits stay in the last-level cache of a server's CPU."""
+__all__ = ["TargetHead", "install_target_head", "scoring"]
 
 
 class TargetHead(nn.Linear):
@@ -44,8 +43,8 @@ class _TargetLosses(torch.autograd.Function):
         hits = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
         keep = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if keep else None
-        for start in range(0, len(labels), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(labels), CHUNK):
+            part = slice(start, start + CHUNK)
             own = labels[part].unsqueeze(1)
             logits = (hidden[part] @ weight.t()).float()
             at_label = logits.gather(1, own)

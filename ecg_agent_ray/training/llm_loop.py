@@ -1,10 +1,10 @@
 """What each Ray Train worker runs: LoRA on a chat model under DeepSpeed, resumable to the step.
 
 Covers: ZeRO 0 to 3, packed rows, loss over assistant text only and weighted by target tokens across
-workers, LoRA in the upper layers alone with the states of the lower ones kept, validation loss,
-sharded checkpoints by steps and by time, resume at the last checkpoint's step with the same data
-order, early stopping. QLoRA, flash attention and Liger's kernels are used where GPU and packages
-allow them. Does not cover: tensor or sequence parallelism.
+workers, preference pairs, LoRA in the upper layers alone with the states of the lower ones kept,
+validation loss, sharded checkpoints by steps and by time, resume at the last checkpoint's step with
+the same data order, early stopping. QLoRA, flash attention and Liger's kernels are used where GPU
+and packages allow them. Does not cover: tensor or sequence parallelism.
 """
 
 from __future__ import annotations
@@ -16,33 +16,23 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ecg_agent_ray.agent.base_model import load_tokenizer
-from ecg_agent_ray.agent.chat_format import ChatFormat, EncodedDialogue
-from ecg_agent_ray.dialogue import read_dialogues
-from ecg_agent_ray.errors import ConfigError, TrainingError
-from ecg_agent_ray.training.deepspeed_setup import build_ops
+from ecg_agent_ray.agent.chat_format import ChatFormat
+from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.llm_checkpoint import (
     load_training_state,
     restore_engine,
     save_training_state,
 )
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
-from ecg_agent_ray.training.llm_data import encode_all
-from ecg_agent_ray.training.llm_kernels import choose_kernels
-from ecg_agent_ray.training.llm_lower import LowerStates, skip_lower_layers
-from ecg_agent_ray.training.llm_model import (
-    TargetLosses,
-    build_model,
-    first_trained_layer,
-    target_losses,
-)
+from ecg_agent_ray.training.llm_engine import Place, TrainedModel
+from ecg_agent_ray.training.llm_objectives import Share, load_objective
 from ecg_agent_ray.training.llm_plan import flops_per_token
 from ecg_agent_ray.training.llm_shapes import ModelShape, device_peak
-from ecg_agent_ray.training.packing import Pack, StepPlan, make_packs
+from ecg_agent_ray.training.packing import Pack
 
 __all__ = ["STEPS_FILE", "learning_rate", "train_worker"]
 
@@ -76,28 +66,24 @@ class LLMWorker:
         self.config = config
         self.output = Path(config.output)
         self.output.mkdir(parents=True, exist_ok=True)
-        self.context = ray.train.get_context()
-        self.rank = self.context.get_world_rank()
-        self.world = self.context.get_world_size()
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.accumulation = -(-config.batch.packs_per_step // self.world)
-        chat = ChatFormat(load_tokenizer(config.base_model))
-        train = encode_all(chat, read_dialogues(config.train), config.speech)
-        self.validation: list[EncodedDialogue] = []
-        if config.validation:
-            self.validation = encode_all(chat, read_dialogues(config.validation), config.speech)
-        self.plan = StepPlan(
-            train,
-            max_tokens=config.batch.max_tokens,
-            packs_per_step=config.batch.packs_per_step,
-            seed=config.seed,
-            packing=config.batch.packing,
-            share_prefix=config.batch.share_prefix,
+        self.objective = load_objective(config, ChatFormat(load_tokenizer(config.base_model)))
+        self.total = config.steps or self.objective.plan.total_steps(config.epochs)
+        self.model = TrainedModel(
+            config,
+            self.objective.sequences,
+            Place(self.rank, self.world, context.get_local_rank(), context.get_local_world_size()),
         )
-        self.validation_packs = self._validation_packs(first=len(train))
-        self.lower: LowerStates | None = None
-        self.total = config.steps or self.plan.total_steps(config.epochs)
-        self.engine = self._start_engine([*train, *self.validation])
-        self.device = self.engine.device
+        self.engine, self.device = self.model.engine, self.model.device
+        whole = config.distributed.zero_stage < 3
+        self.objective.prepare(
+            self.model.scored,
+            Share(
+                self.rank, self.world, self._sums, self.output, self.model.digest if whole else None
+            ),
+        )
         self.tokens_seen = 0
         self.started = self.saved_at = time.perf_counter()
         self.best = math.inf
@@ -121,111 +107,16 @@ class LLMWorker:
                 )
         return every
 
-    def _validation_packs(self, first: int) -> list[Pack]:
-        """Rows whose pieces name dialogues from ``first`` on, after those of training."""
-        batch = self.config.batch
-        packs = make_packs(
-            self.validation, batch.max_tokens, self.config.seed, share_prefix=batch.share_prefix
-        )
-        return [
-            replace(
-                pack, pieces=tuple(replace(p, dialogue=first + p.dialogue) for p in pack.pieces)
-            )
-            for pack in packs
-        ]
-
-    def _start_engine(self, dialogues: list[EncodedDialogue]) -> Any:
-        import deepspeed
-        import torch
-        from transformers.integrations import HfDeepSpeedConfig
-
-        gpu = torch.cuda.is_available()
-        torch.manual_seed(self.config.seed)
-        build_ops()
-        deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
-        kernels = choose_kernels(self.config, gpu=gpu)
-        settings_of_engine = self.config.deepspeed(gpu=gpu, workers=self.world)
-        # while it lives, transformers loads each weight into its partitions (ZeRO-3): a node never
-        # holds one whole model for each of its workers
-        partitioned = HfDeepSpeedConfig(settings_of_engine)
-        model = build_model(self.config, kernels)
-        del partitioned
-        if self.config.cache_lower_layers:
-            self._cache_lower_layers(model, dialogues, gpu=gpu)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        settings = self.config.optimizer
-        optimizer = torch.optim.AdamW(
-            trained, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings_of_engine
-        )
-        if self.rank == 0:
-            for reason in kernels.reasons:
-                logger.info("%s", reason)
-            logger.info(
-                "device %s, %s weights, ZeRO-%d, %d worker(s), %d row(s) of %d "
-                "tokens a step, %d steps, %s trainable parameters",
-                engine.device,
-                self.config.dtype,
-                self.config.distributed.zero_stage,
-                self.world,
-                self.config.batch.packs_per_step,
-                self.config.batch.max_tokens,
-                self.total,
-                f"{sum(p.numel() for p in trained):,}",
-            )
-        return engine
-
-    def _cache_lower_layers(
-        self, model: Any, dialogues: list[EncodedDialogue], *, gpu: bool
-    ) -> None:
-        """Fill the file of lower states with this node's other workers; then drop those layers."""
-        import torch
-        import torch.distributed as dist
-
-        first = first_trained_layer(model)
-        if first == 0:
-            raise ConfigError(
-                "cache_lower_layers: the lowest layer is trained", hint="set lora.layers"
-            )
-        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-        model.to(device)
-        self.lower = LowerStates(
-            model,
-            dialogues,
-            first,
-            self.output / "lower-layers",
-            dtype=self.config.cache_dtype,
-            max_tokens=self.config.batch.max_tokens,
-        )
-        self.lower.fill(self.context.get_local_rank(), self.context.get_local_world_size(), device)
-        if self.world > 1:
-            dist.barrier()
-        if self.lower.missing:
-            raise TrainingError(f"{self.lower.missing} rows of lower states are missing")
-        skip_lower_layers(model, first)
-
-    def _losses(self, pack: Pack) -> TargetLosses:
-        import torch
-
-        states = None
-        if self.lower is not None:
-            states = self.lower.of(pack, self.device, getattr(torch, self.config.dtype))
-        return target_losses(
-            self.engine, pack, self.device, self.config.action_weight, states=states
-        )
-
     def run(self) -> None:
         first = self._resume()
         if self._out_of_patience():
             first = self.total
-        for step, packs in enumerate(self.plan.steps(first, self.total), start=first):
+        for step, packs in enumerate(self.objective.plan.steps(first, self.total), start=first):
             metrics = self._step(step, packs)
             done = step + 1
             saving = metrics.pop("saving") or self._due(done, self.config.checkpoint_every)
             # a checkpoint is always judged, and a better loss always kept
-            if self.validation and (saving or self._due(done, self.validate_every)):
+            if self.objective.validation and (saving or self._due(done, self.validate_every)):
                 metrics |= self._validate()
                 saving = self._judge(metrics["validation_loss"]) or saving
             stopping = self._out_of_patience()
@@ -258,47 +149,47 @@ class LLMWorker:
         return minutes is not None and time.perf_counter() - self.saved_at >= 60 * minutes
 
     def _step(self, step: int, packs: list[Pack]) -> dict[str, Any]:
+        import torch
+
         start = time.perf_counter()
         mine = packs[self.rank :: self.world]
         # all workers must take part in every backward pass; the odd ones out count nothing
         spare = self.accumulation - len(mine)
         rows = [(pack, 1.0) for pack in mine] + [(packs[0], 0.0)] * spare
-        weight = sum(pack.total_weight(self.config.action_weight) for pack in packs)
+        weight = sum(self.objective.weight(pack) for pack in packs)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.total)
-        total_loss, hits, actions = 0.0, 0, 0
+        # dropout must not depend on where a job was resumed
+        torch.manual_seed((self.config.seed << 40) + step * self.world + self.rank)
+        sums = {"total": 0.0}
         for pack, counted in rows:
-            found = self._losses(pack)
-            loss = found.total * counted
-            # DeepSpeed averages over workers and accumulation; this makes it a mean over targets
-            self.engine.backward(loss * (self.world * self.accumulation / weight))
+            found = self.objective.row(self.model.losses(pack), pack)
+            # DeepSpeed averages over workers and accumulation; this makes it a mean over all rows
+            self.engine.backward(found.loss * (counted * self.world * self.accumulation / weight))
             self.engine.step()
-            total_loss += loss.item()
-            if counted:
-                hits, actions = (
-                    sum(pair) for pair in zip((hits, actions), found.action_hits, strict=True)
-                )
+            _add(sums, {"total": found.loss.item(), **found.sums}, counted)
         seconds = time.perf_counter() - start
         tokens = sum(len(pack.input_ids) for pack in packs)
         self.tokens_seen += tokens
         # the clocks of workers differ, their decisions may not: rank 0's counts
-        old = self.rank == 0 and self._old_checkpoint()
-        loss_sum, hits_sum, actions_sum, saving = self._sums(total_loss, hits, actions, old)
-        metrics = {
+        sums["saving"] = float(self.rank == 0 and self._old_checkpoint())
+        sums = self._over_workers(sums)
+        saving, loss = bool(sums.pop("saving")), sums.pop("total") / weight
+        report = self.objective.report(sums)
+        del report["plain_loss"]
+        return {
             **self._utilisation(tokens / seconds),
             "global_step": step + 1,
-            "loss": loss_sum / weight,
+            "loss": loss,
+            **report,
             "learning_rate": learning_rate(self.config, step, self.total),
             "tokens_per_second": tokens / seconds,
             "target_tokens": sum(pack.n_targets for pack in packs),
             "tokens_seen": self.tokens_seen,
             # of this process: what lies between two steps (reports, checkpoints, validation) counts
             "elapsed_seconds": time.perf_counter() - self.started,
-            "saving": bool(saving),
+            "saving": saving,
         }
-        if actions_sum:
-            metrics["action_token_accuracy"] = hits_sum / actions_sum
-        return metrics
 
     def _flops_per_token(self) -> float | None:
         """None for a model that is no Llama-like decoder."""
@@ -322,7 +213,7 @@ class LLMWorker:
                 metrics["mfu"] = metrics["model_flops_per_second"] / (peak * self.world)
         return metrics
 
-    def _sums(self, *values: float) -> list[float]:
+    def _sums(self, values: list[float]) -> list[float]:
         """Each value summed over the workers."""
         import torch
         import torch.distributed as dist
@@ -332,29 +223,21 @@ class LLMWorker:
             dist.all_reduce(tensor)
         return [float(value) for value in tensor]
 
-    def _validate(self) -> dict[str, float]:
-        """Mean loss over all validation targets, rows shared out over the workers."""
-        import torch
+    def _over_workers(self, sums: dict[str, float]) -> dict[str, float]:
+        return dict(zip(sums, self._sums([*sums.values()]), strict=True))
 
-        self.engine.eval()
-        packs = self.validation_packs
-        loss, hits, actions = 0.0, 0, 0
-        with torch.no_grad():
-            # under ZeRO-3 every worker must make the same number of forward passes
-            for index in range(0, len(packs), self.world):
-                own = index + self.rank
-                found = self._losses(packs[min(own, len(packs) - 1)])
-                if own < len(packs):
-                    loss += float(found.losses.sum())
-                    hits, actions = (
-                        sum(pair) for pair in zip((hits, actions), found.action_hits, strict=True)
-                    )
-        self.engine.train()
-        loss, hits_sum, actions_sum = self._sums(loss, hits, actions)
-        metrics = {"validation_loss": loss / sum(pack.n_targets for pack in packs)}
-        if actions_sum:
-            metrics["validation_action_token_accuracy"] = hits_sum / actions_sum
-        return metrics
+    def _validate(self) -> dict[str, float]:
+        """Means over all validation data, rows shared out over the workers."""
+        packs, sums = self.objective.validation, dict[str, float]()
+        # under ZeRO-3 every worker must make the same number of forward passes
+        for index in range(0, len(packs), self.world):
+            own = index + self.rank
+            pack = packs[min(own, len(packs) - 1)]
+            found = self.objective.row(self.model.scored(pack), pack)
+            _add(sums, found.sums, float(own < len(packs)))
+        report = self.objective.report(self._over_workers(sums))
+        loss = report.pop("plain_loss")
+        return {"validation_loss": loss, **{f"validation_{k}": v for k, v in report.items()}}
 
     def _report(self, metrics: dict[str, Any], *, checkpoint: bool) -> None:
         import ray.train
@@ -418,3 +301,8 @@ class LLMWorker:
             self.world,
         )
         return int(progress["step"])
+
+
+def _add(sums: dict[str, float], more: dict[str, float], times: float) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + times * value

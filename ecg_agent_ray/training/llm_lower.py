@@ -76,18 +76,21 @@ class LowerStates:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._lay_out()
         self.width = int(decoder_of(model).config.hidden_size)
-        name = self._digest(dtype)
+        self.name = self._digest(dtype)
         self._rows = make_packs(self._unique, max_tokens, seed=0, share_prefix=takes_spans(model))
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "files.lock"):  # who comes second must not see half a size
             self._states = torch.from_file(
-                str(folder / f"{name}.states"),
+                str(folder / f"{self.name}.states"),
                 shared=True,
                 size=self.tokens * self.width,
                 dtype=self._dtype,
             ).view(self.tokens, self.width)
             self._done = torch.from_file(
-                str(folder / f"{name}.done"), shared=True, size=len(self._rows), dtype=torch.uint8
+                str(folder / f"{self.name}.done"),
+                shared=True,
+                size=len(self._rows),
+                dtype=torch.uint8,
             )
 
     def _lay_out(self) -> None:

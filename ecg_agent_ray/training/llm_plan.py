@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ecg_agent_ray.errors import ConfigError, EcgAgentError, PlanDoesNotFitError
-from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
+from ecg_agent_ray.training.llm_config import CHUNK, LLMFinetuneConfig
 from ecg_agent_ray.training.llm_shapes import DEVICES, ModelShape, model_shape
 
 __all__ = [
@@ -97,7 +97,7 @@ def plan_llm(config: LLMFinetuneConfig) -> Plan:
         device_memory=device.memory,
         ranks=config.distributed.num_workers,
         parameters=shape.parameters,
-        trainable_parameters=shape.lora_parameters(config.lora.r, config.lora.target_modules),
+        trainable_parameters=_adapter_parameters(shape, config),
         memory=memory_parts(shape, config, data.target_share if data else None),
         tokens_per_second=round(speed, 1),
         data=data,
@@ -131,7 +131,7 @@ def memory_parts(
     """Bytes of each part on one rank at the moment of most memory."""
     ranks, stage = config.distributed.num_workers, config.distributed.zero_stage
     width = 2 if config.dtype == "bfloat16" else 4
-    trained = shape.lora_parameters(config.lora.r, config.lora.target_modules)
+    trained = _adapter_parameters(shape, config)
     weights = shape.parameters * width
     if config.quantize == "nf4":
         weights -= round(shape.linear_parameters * (width - _NF4_BYTES))
@@ -154,11 +154,27 @@ def memory_parts(
         "gradients": _gradient_bytes(trained, width, ranks, stage),
         "optimizer": optimizer,
         "activations": activation_bytes(shape, config),
-        # logits, their fp32 copy, log-probabilities and the gradient of those
-        "logits": targets * shape.vocabulary * (width + 12),
+        "logits": _logit_bytes(shape, config, targets, width),
         "gathered": gathered,
         "reserve": _RESERVE,
     }
+
+
+def _trained(shape: ModelShape, config: LLMFinetuneConfig) -> ModelShape:
+    """The trained layers alone."""
+    return replace(shape, layers=shape.layers - config.lora.first(shape.layers))
+
+
+def _adapter_parameters(shape: ModelShape, config: LLMFinetuneConfig) -> int:
+    return _trained(shape, config).lora_parameters(config.lora.r, config.lora.target_modules)
+
+
+def _logit_bytes(shape: ModelShape, config: LLMFinetuneConfig, targets: int, width: int) -> int:
+    if config.distributed.zero_stage == 3 or config.quantize != "none":
+        # logits, their fp32 copy, log-probabilities and the gradient of those
+        return targets * shape.vocabulary * (width + 12)
+    # a few targets' logits and their fp32 copy at a time; of all the gradient of the states
+    return min(targets, CHUNK) * shape.vocabulary * (width + 4) + targets * shape.hidden * width
 
 
 def _gradient_bytes(trained: int, width: int, ranks: int, stage: int) -> int:
@@ -171,11 +187,13 @@ def _gradient_bytes(trained: int, width: int, ranks: int, stage: int) -> int:
 def activation_bytes(shape: ModelShape, config: LLMFinetuneConfig) -> int:
     """Bytes kept for the backward pass of one row of ``batch.max_tokens`` tokens.
 
-    Frozen linear maps keep no input, but their LoRA does; an RMSNorm keeps its input in fp32, the
-    gated MLP its four inner products. The last term is the norm after the last layer.
+    Nothing is kept of layers below the trained ones. Frozen linear maps keep no input, but their
+    LoRA does; an RMSNorm keeps its input in fp32, the gated MLP its four inner products. The last
+    term is the norm after the last layer.
     """
     width = 2 if config.dtype == "bfloat16" else 4
     tokens, hidden = config.batch.max_tokens, shape.hidden
+    shape = _trained(shape, config)
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * 4 * hidden + 2 * width * hidden
     if shape.qk_norm:
@@ -194,19 +212,25 @@ def flops_per_token(shape: ModelShape, config: LLMFinetuneConfig) -> float:
 
     The adapter's own weights take a third pass.
     """
+    trained = _trained(shape, config)
+    forward = _forward_flops(trained if config.cache_lower_layers else shape, config)
+    backward = _forward_flops(trained, config)
+    adapter = 2 * trained.lora_parameters(config.lora.r, config.lora.target_modules)
+    passes = 2 if config.gradient_checkpointing else 1
+    return float(forward + passes * backward + (passes + 2) * adapter)
+
+
+def _forward_flops(shape: ModelShape, config: LLMFinetuneConfig) -> int:
     dense = 2 * (shape.parameters - shape.embedding_parameters)
     if shape.tied_embeddings:
         dense += 2 * shape.embedding_parameters
     # a token attends to half of its own dialogue's others: scores and their sum over values
     length = min(config.batch.max_tokens, config.assume.tokens_per_dialogue)
-    attention = 2 * shape.layers * shape.heads * shape.head_dim * length
-    adapter = 2 * shape.lora_parameters(config.lora.r, config.lora.target_modules)
-    passes = 3 if config.gradient_checkpointing else 2
-    return float(passes * (dense + attention) + (passes + 1) * adapter)
+    return dense + 2 * shape.layers * shape.heads * shape.head_dim * length
 
 
 def _data(config: LLMFinetuneConfig) -> Data | None:
-    if Path(config.train).expanduser().exists():
+    if all(Path(source.path).expanduser().exists() for source in config.sources):
         return _counted(config)
     if config.assume.dialogues is None:
         return None
@@ -221,26 +245,48 @@ def _counted(config: LLMFinetuneConfig) -> Data:
     """Tokens counted where the tokenizer is here, else from the number of characters."""
     from ecg_agent_ray.agent.base_model import load_tokenizer
     from ecg_agent_ray.agent.chat_format import ChatFormat
+    from ecg_agent_ray.training.llm_objectives import load_objective
+
+    where = ", ".join(source.path for source in config.sources)
+    try:
+        objective = load_objective(config, ChatFormat(load_tokenizer(config.base_model)))
+    except EcgAgentError:
+        uses, tokens = _guessed(config)
+        rows = -(-tokens // config.batch.max_tokens) if config.batch.packing else uses
+        origin = f"{where}, its tokens guessed from its characters: no tokenizer here"
+        return Data(uses, tokens, rows, config.assume.target_share, origin)
+    packs = objective.plan.epoch(0)
+    total = sum(len(pack.input_ids) for pack in packs)
+    share = round(sum(pack.n_targets for pack in packs) / total, 4)
+    return Data(objective.items, total, len(packs), share, f"counted in {where}")
+
+
+def _guessed(config: LLMFinetuneConfig) -> tuple[int, int]:
+    """Uses of dialogues or pairs in an epoch, and their tokens.
+
+    English with numbers and JSON: about 3.6 characters a token for vocabularies this large.
+    """
     from ecg_agent_ray.dialogue import read_dialogues
     from ecg_agent_ray.dialogue.render import dialogue_messages
-    from ecg_agent_ray.training.llm_data import encode_all, make_rows
+    from ecg_agent_ray.training.llm_pairs import read_pairs
 
-    dialogues = read_dialogues(Path(config.train).expanduser())
-    try:
-        encoded = encode_all(
-            ChatFormat(load_tokenizer(config.base_model)), dialogues, config.speech
-        )
-    except EcgAgentError:
-        # English with numbers and JSON: about 3.6 characters a token for vocabularies this large
-        characters = sum(len(m["content"]) for d in dialogues for m in dialogue_messages(d))
-        tokens = round(characters / 3.6) + 250 * len(dialogues)
-        rows = -(-tokens // config.batch.max_tokens) if config.batch.packing else len(dialogues)
-        source = f"{config.train}, its tokens guessed from its characters: no tokenizer here"
-        return Data(len(dialogues), tokens, rows, config.assume.target_share, source)
-    packs = make_rows(encoded, config.batch, config.seed)
-    tokens = sum(len(pack.input_ids) for pack in packs)
-    share = round(sum(pack.n_targets for pack in packs) / tokens, 4)
-    return Data(len(dialogues), tokens, len(packs), share, f"counted in {config.train}")
+    uses, tokens = 0, 0.0
+    for source in config.sources:
+        if config.objective == "dpo":
+            pairs = read_pairs(source.path)
+            texts = [
+                text
+                for pair in pairs
+                for text in (pair.chosen, pair.rejected, *(m["content"] for m in pair.messages))
+            ]
+            items, frames = len(pairs), 0
+        else:
+            dialogues = read_dialogues(source.path)
+            texts = [m["content"] for d in dialogues for m in dialogue_messages(d)]
+            items, frames = len(dialogues), 250 * len(dialogues)
+        uses += round(source.repeat * items)
+        tokens += source.repeat * (sum(map(len, texts)) / 3.6 + frames)
+    return uses, round(tokens)
 
 
 def _length(

@@ -58,7 +58,8 @@ class JobRecord(BaseModel):
 
 def job_digest(config: LLMFinetuneConfig, data_digest: str) -> str:
     """Of the settings that decide what is trained, and of the data."""
-    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    # without defaults, a setting that a later version adds changes nothing
+    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT, exclude_defaults=True)
     text = json.dumps([settings, data_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

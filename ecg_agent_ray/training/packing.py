@@ -8,15 +8,39 @@ after them, so their states are the same for all.
 
 from __future__ import annotations
 
+import abc
 import bisect
+import functools
+import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, EncodedDialogue
 
-__all__ = ["Pack", "Piece", "StepPlan", "make_packs", "truncate"]
+__all__ = [
+    "DialoguePlan",
+    "Pack",
+    "Piece",
+    "Sample",
+    "StepPlan",
+    "make_packs",
+    "truncate",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of a dialogue in an epoch.
+
+    With ``end`` it ends after so many tokens, and the names of actions are its only targets.
+    ``weight`` multiplies the loss of its targets.
+    """
+
+    dialogue: int
+    end: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +48,8 @@ class Piece:
     """Tokens ``begin`` to ``end`` of a dialogue, which lie in the row from ``start`` on.
 
     They see each other causally, and before that the row's tokens ``seen[0]`` to ``seen[1]``: the
-    dialogue's first ``begin`` tokens, shared with the row's other dialogues.
+    dialogue's first ``begin`` tokens, shared with the row's other dialogues. ``weight`` is that of
+    its sample.
     """
 
     dialogue: int
@@ -32,6 +57,7 @@ class Piece:
     end: int
     start: int
     seen: tuple[int, int] = (0, 0)
+    weight: float = 1.0
 
     @property
     def stop(self) -> int:
@@ -62,6 +88,11 @@ class Pack:
             if label != IGNORE_INDEX and position > 0
         ]
 
+    def piece_of(self, index: int) -> Piece:
+        """The piece that holds a row index."""
+        after = bisect.bisect_right(self.pieces, index, key=lambda piece: piece.start)
+        return self.pieces[after - 1]
+
     @property
     def n_targets(self) -> int:
         return len(self.targets)
@@ -72,8 +103,11 @@ class Pack:
         return [first.get(index, index - 1) for index in targets]
 
     def weights(self, action_weight: float) -> list[float]:
-        """The targets' weights: 1, or ``action_weight`` for a token that names an action."""
-        return [action_weight if self.is_action[index] else 1.0 for index in self.targets]
+        """The targets' weights: their sample's, times ``action_weight`` where naming an action."""
+        return [
+            self.piece_of(index).weight * (action_weight if self.is_action[index] else 1.0)
+            for index in self.targets
+        ]
 
     def total_weight(self, action_weight: float) -> float:
         """Sum of the targets' weights."""
@@ -87,6 +121,7 @@ def truncate(dialogue: EncodedDialogue, max_tokens: int) -> EncodedDialogue:
         dialogue.labels[:max_tokens],
         dialogue.is_action[:max_tokens],
         min(dialogue.prefix, max_tokens),
+        tuple(end for end in dialogue.first_actions if end <= max_tokens),
     )
 
 
@@ -97,27 +132,47 @@ def make_packs(
     *,
     packing: bool = True,
     share_prefix: bool = False,
+    samples: Sequence[Sample] | None = None,
+    together: int = 1,
 ) -> list[Pack]:
     """Shuffle, then put each dialogue into the fullest row it still fits.
 
     Without ``packing`` each dialogue is a row of its own length. With ``share_prefix`` a row that
-    holds the dialogue's system message already is taken before others, and holds it once.
+    holds the dialogue's system message already is taken before others, and holds it once. Each
+    dialogue is used once, or as ``samples`` say. Each ``together`` samples that follow each other,
+    of the same beginning, come into the same row.
 
     Best fit on shuffled sequences leaves about 5 % of the tokens empty at lengths of a few hundred
     in rows of 1,024, and keeps rows from being sorted by length.
     """
-    order = list(range(len(dialogues)))
+    used = samples if samples is not None else [Sample(n) for n in range(len(dialogues))]
+    order = list(range(0, len(used), together))
     random.Random(seed).shuffle(order)
-    cut = [truncate(dialogue, max_tokens) for dialogue in dialogues]
-    if not packing:
-        return [_join(cut, [index], [None]) for index in order]
+    cut = [_cut(dialogues[sample.dialogue], sample, max_tokens) for sample in used]
     keys: list[tuple[int, ...] | None] = [None] * len(cut)
     if share_prefix:
         keys = [tuple(d.input_ids[: d.prefix]) if d.prefix else None for d in cut]
     rows = _Rows(max_tokens)
-    for index in order:
-        rows.add(index, len(cut[index].input_ids), keys[index])
-    return [_join(cut, row, [keys[index] for index in row]) for row in rows.members]
+    for first in order:
+        group = range(first, first + together)
+        if packing:
+            saved = 0 if keys[first] is None else (together - 1) * cut[first].prefix
+            length = sum(len(cut[index].input_ids) for index in group) - saved
+            rows.add(group, length, keys[first])
+        else:
+            rows.members.append([*group])
+    return [_join(cut, used, row, [keys[index] for index in row]) for row in rows.members]
+
+
+def _cut(dialogue: EncodedDialogue, sample: Sample, max_tokens: int) -> EncodedDialogue:
+    if sample.end is None:
+        return truncate(dialogue, max_tokens)
+    short = truncate(dialogue, min(sample.end, max_tokens))
+    labels = [
+        label if action else IGNORE_INDEX
+        for label, action in zip(short.labels, short.is_action, strict=True)
+    ]
+    return replace(short, labels=labels)
 
 
 class _Rows:
@@ -131,11 +186,11 @@ class _Rows:
         self._room: list[tuple[int, int]] = []
         self._room_by_prefix: dict[tuple[int, ...], list[tuple[int, int]]] = {}
 
-    def add(self, index: int, length: int, key: tuple[int, ...] | None) -> None:
+    def add(self, group: Sequence[int], length: int, key: tuple[int, ...] | None) -> None:
         if key is not None:
             row = self._best(self._room_by_prefix.get(key, []), length - len(key))
             if row is not None:
-                self._put(index, row, length - len(key), None)
+                self._put(group, row, length - len(key), None)
                 return
         row = self._best(self._room, length)
         if row is None:
@@ -144,14 +199,16 @@ class _Rows:
             self._left.append(self._max_tokens)
             self._prefixes.append(set())
             bisect.insort(self._room, (self._max_tokens, row))
-        self._put(index, row, length, key)
+        self._put(group, row, length, key)
 
     @staticmethod
     def _best(room: list[tuple[int, int]], length: int) -> int | None:
         place = bisect.bisect_left(room, (length, -1))
         return room[place][1] if place < len(room) else None
 
-    def _put(self, index: int, row: int, tokens: int, key: tuple[int, ...] | None) -> None:
+    def _put(
+        self, group: Sequence[int], row: int, tokens: int, key: tuple[int, ...] | None
+    ) -> None:
         lists = [self._room, *(self._room_by_prefix[known] for known in self._prefixes[row])]
         for room in lists:
             room.pop(bisect.bisect_left(room, (self._left[row], row)))
@@ -161,11 +218,12 @@ class _Rows:
             lists.append(self._room_by_prefix.setdefault(key, []))
         for room in lists:
             bisect.insort(room, (self._left[row], row))
-        self.members[row].append(index)
+        self.members[row] += group
 
 
 def _join(
     dialogues: Sequence[EncodedDialogue],
+    samples: Sequence[Sample],
     members: Sequence[int],
     keys: Sequence[tuple[int, ...] | None],
 ) -> Pack:
@@ -176,8 +234,8 @@ def _join(
     pieces: list[Piece] = []
 
     def add(index: int, begin: int, end: int, seen: tuple[int, int]) -> None:
-        dialogue = dialogues[index]
-        pieces.append(Piece(index, begin, end, len(ids), seen))
+        dialogue, sample = dialogues[index], samples[index]
+        pieces.append(Piece(sample.dialogue, begin, end, len(ids), seen, sample.weight))
         ids.extend(dialogue.input_ids[begin:end])
         labels.extend(dialogue.labels[begin:end])
         is_action.extend(dialogue.is_action[begin:end])
@@ -198,8 +256,39 @@ def _join(
     return Pack(ids, labels, is_action, positions, tuple(pieces))
 
 
-class StepPlan:
+class StepPlan(abc.ABC):
     """Which packs each step takes, the same on every worker and for every number of workers.
+
+    Args:
+        packs_per_step: rows of one optimiser step over all workers.
+    """
+
+    def __init__(self, packs_per_step: int) -> None:
+        self._packs_per_step = packs_per_step
+
+    @abc.abstractmethod
+    def epoch(self, epoch: int) -> list[Pack]:
+        """The rows of one pass over the data, counted from 0."""
+
+    @functools.cached_property
+    def packs_per_epoch(self) -> int:
+        return len(self.epoch(0))
+
+    def total_steps(self, epochs: float) -> int:
+        """Steps of so many passes over the data, at least one."""
+        return max(1, round(epochs * self.packs_per_epoch / self._packs_per_step))
+
+    def steps(self, first: int, last: int) -> Iterator[list[Pack]]:
+        """Packs of steps ``first`` to ``last - 1``; an epoch's end runs on into the next one."""
+        stream = (pack for epoch in itertools.count() for pack in self.epoch(epoch))
+        for _ in range(first * self._packs_per_step):
+            next(stream)
+        for _ in range(first, last):
+            yield [next(stream) for _ in range(self._packs_per_step)]
+
+
+class DialoguePlan(StepPlan):
+    """Rows of whole dialogues.
 
     Args:
         dialogues: all training dialogues, encoded.
@@ -208,6 +297,7 @@ class StepPlan:
         seed: base of each epoch's shuffle.
         packing: False for one dialogue a row.
         share_prefix: True for one copy of a system message a row.
+        samples: what an epoch, counted from 0, uses of the dialogues; None for each once.
     """
 
     def __init__(
@@ -219,38 +309,23 @@ class StepPlan:
         seed: int,
         packing: bool = True,
         share_prefix: bool = False,
+        samples: Callable[[int], Sequence[Sample]] | None = None,
     ) -> None:
+        super().__init__(packs_per_step)
         self._dialogues = dialogues
         self._max_tokens = max_tokens
-        self._packs_per_step = packs_per_step
         self._seed = seed
         self._packing = packing
         self._share_prefix = share_prefix
-        self.packs_per_epoch = len(self._epoch(0))
+        self._samples = samples
 
-    def total_steps(self, epochs: float) -> int:
-        """Steps of so many passes over the data, at least one."""
-        return max(1, round(epochs * self.packs_per_epoch / self._packs_per_step))
-
-    def steps(self, first: int, last: int) -> Iterator[list[Pack]]:
-        """Packs of steps ``first`` to ``last - 1``; an epoch's end runs on into the next one."""
-        stream = self._packs()
-        for _ in range(first * self._packs_per_step):
-            next(stream)
-        for _ in range(first, last):
-            yield [next(stream) for _ in range(self._packs_per_step)]
-
-    def _packs(self) -> Iterator[Pack]:
-        epoch = 0
-        while True:
-            yield from self._epoch(epoch)
-            epoch += 1
-
-    def _epoch(self, epoch: int) -> list[Pack]:
+    def epoch(self, epoch: int) -> list[Pack]:
+        """See :meth:`StepPlan.epoch`."""
         return make_packs(
             self._dialogues,
             self._max_tokens,
             self._seed + epoch,
             packing=self._packing,
             share_prefix=self._share_prefix,
+            samples=self._samples and self._samples(epoch),
         )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, EncodedDialogue
-from ecg_agent_ray.training.packing import StepPlan, make_packs
+from ecg_agent_ray.training.packing import DialoguePlan, make_packs
 
 
 def encoded(length: int, start: int) -> EncodedDialogue:
@@ -42,7 +42,7 @@ def test_a_long_dialogue_keeps_its_beginning() -> None:
 
 
 def test_steps_go_on_where_a_restart_begins_and_epochs_differ() -> None:
-    plan = StepPlan(
+    plan = DialoguePlan(
         [encoded(30, 1000 * i) for i in range(10)], max_tokens=60, packs_per_step=2, seed=3
     )
     whole = [[pack.input_ids for pack in step] for step in plan.steps(0, 8)]
