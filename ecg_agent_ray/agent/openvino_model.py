@@ -142,7 +142,8 @@ def _export(base_model: str, adapter: Path | None, path: Path) -> None:
     converted, past, present = _traced(model.eval())
     apply_make_stateful_transformation(converted, dict(zip(past, present, strict=True)))
     _begin_states_empty(converted)
-    nncf.set_log_level(logging.ERROR)
+    # not nncf.set_log_level, which would quieten the handlers of the whole process
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     quantised = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_SYM)
     openvino.save_model(quantised, path, compress_to_fp16=False)
 

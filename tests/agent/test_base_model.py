@@ -161,6 +161,7 @@ def test_an_adapter_on_it_is_exported_as_gguf(
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    torch.manual_seed(0)
     base = make_gguf(tied=True)
     agent = tmp_path / "agent"
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -172,8 +173,10 @@ def test_an_adapter_on_it_is_exported_as_gguf(
     assert again.config.tie_word_embeddings
     ids = torch.arange(40, 90)[None]
     with torch.inference_mode():
+        plain = load_base_model(base, dtype="float32")(ids).logits[0]
         wanted, got = (model(ids).logits[0] for model in (merged.merge_and_unload(), again))
-    assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.99
+    like = torch.nn.functional.cosine_similarity
+    assert like(got, wanted, dim=-1).median() > 0.998 > 0.98 > like(plain, wanted, dim=-1).median()
 
 
 def test_named_weights_are_a_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
