@@ -29,6 +29,15 @@ __all__ = ["job_server_url", "join_cluster", "local_ray", "prepare_auth"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
+_PATIENCE = {
+    "RAY_grpc_keepalive_timeout_ms": "600000",
+    "RAY_grpc_client_keepalive_timeout_ms": "600000",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "20",
+}
+"""Ray takes a process that does not answer for 10 to 120 s for a lost node. On one machine it is
+the same machine, busy or suspended: a laptop's lid may be shut on a training of hours."""
+
 
 def prepare_auth() -> None:
     """Put token authentication into the environment unless the user configured it already."""
@@ -62,6 +71,8 @@ def local_ray(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         prepare_auth()
     import ray
 

@@ -114,16 +114,20 @@ def losses(reports: list[dict[str, Any]]) -> dict[int, float]:
     return {report["global_step"]: report["loss"] for report in reports}
 
 
+def wait_for_steps(output: Path, count: int, running: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 500
+    while len(steps(output)) < count:
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_job_killed_with_all_its_processes_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     assert start(job(tmp_path, "whole")).wait(600) == 0
     path = job(tmp_path, "killed")
     running = start(path)
-    deadline = time.monotonic() + 500
-    while len(steps(tmp_path / "killed")) < 4:
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_steps(tmp_path / "killed", 4, running)
     family = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGKILL)
     for process in family:
@@ -146,3 +150,19 @@ def test_a_job_killed_with_all_its_processes_goes_on_with_the_same_losses(tmp_pa
     assert weights[0] == weights[1]
     record = json.loads((tmp_path / "killed" / "job.json").read_text())
     assert record["finished"]
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_rays_own_process_goes_on_by_itself(tmp_path: Path) -> None:
+    output = tmp_path / "lost"
+    running = start(job(tmp_path, "lost"))
+    wait_for_steps(output, 4, running)
+    for process in psutil.Process(running.pid).children(recursive=True):
+        if " ".join(process.cmdline()).startswith("ray::TrainController"):
+            process.kill()
+    assert running.wait(600) == 0
+    found = [report["global_step"] for report in steps(output)]
+    assert found[-1] == STEPS
+    again = next(n for n in range(1, len(found)) if found[n] <= found[n - 1])
+    assert found[again] > 2
+    assert found.count(STEPS) == 1
