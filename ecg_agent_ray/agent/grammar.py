@@ -28,6 +28,9 @@ _LETTERS = r"\u0100-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff"
 _LATER = r"\u3001-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\uffef\U00010000-\U0001fffd"
 _WIDE = rf"\xa1-\xff{_LETTERS}{_LATER}"
 _VISIBLE = rf"\x21-\x7e{_WIDE}"
+_MOST_SENTENCES = 5
+_MOST_WORDS = 24
+"""A weak model that goes round would else fill its budget with what nobody reads."""
 _ABBREVIATIONS = {
     "pr": "PR", "pq": "PQ", "qrs": "QRS", "qtc": "QTc", "qt": "QT", "hr": "HR", "rr": "RR",
     "p": "P", "ecg": "ECG", "ekg": "EKG", "i": "I",
@@ -64,13 +67,14 @@ def _strict_content(slots: tuple[str, ...]) -> str:
     beside = _choice(_spelled([*words_of("grammar", "frame", "usual"), *names]))
     alone = _choice(_spelled(words_of("grammar", "courteous")))
     asking = _choice(_spelled(words_of("grammar", "frame", "courteous", "question")))
-    offered = _choice(f"{{{slot}}}" for slot in slots)
+    # a choice of nothing is no rule: "{}" is not a slot either, and the guard leaves it out
+    offered = _choice([f"{{{slot}}}" for slot in slots] or ["{}"])
     return f"""
-content ::= sentence (" " sentence)*
+content ::= sentence (" " sentence){{0,{_MOST_SENTENCES - 1}}}
 sentence ::= told | said | asked
-told ::= (beside sep)* slot (sep (beside | slot))* [.!]
-said ::= alone (sep alone)* [.!]
-asked ::= asking (sep asking)* "?"
+told ::= (beside sep)* slot (sep (beside | slot)){{0,{_MOST_WORDS}}} [.!]
+said ::= alone (sep alone){{0,{_MOST_WORDS}}} [.!]
+asked ::= asking (sep asking){{0,{_MOST_WORDS}}} "?"
 sep ::= " " | ", " | ": " | "; "
 beside ::= {beside}
 alone ::= {alone}

@@ -36,6 +36,8 @@ _JOINING = frozenset(
 """Words that open a clause of its own; they are not shown, since they would reason or contrast."""
 
 _RATINGS = ("rating", "vs", "margin")
+_MOST_QUOTED = 2
+"""Entries in one answer: a third would bury what was asked."""
 _ALONE = ("know", "summary", "conflict")
 _NOT_A_FINDING = ("know", "summary", "conflict", "check", "explanation")
 
@@ -75,6 +77,7 @@ class StrictGuard:
     dropped: int = 0
     left_out: list[str] = field(default_factory=list)
     _last: str | None = None
+    _quoted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._last = self._asked()
@@ -132,6 +135,9 @@ class StrictGuard:
             question = ("question", "frame") if "?" in end else ()
             words = [t.text for t in tokens if t.kind == "word"]
             return _plain(tokens) if _fits(words, "grammar", "courteous", *question) else None
+        quoted = {token.slot.subject for token in slots if token.slot and token.slot.head == "know"}
+        if quoted & self._quoted or len(quoted | self._quoted) > _MOST_QUOTED:
+            return None
         texts = {}
         for token in slots:
             text = fill(token.text[1:-1], self.sheet, level=self.level)
@@ -140,6 +146,7 @@ class StrictGuard:
             texts[id(token)] = text
         if not self._framed(tokens):
             return None
+        self._quoted |= quoted
         self._last = _last_quantity(tokens, self._last)
         return "".join(texts.get(id(token), token.text) for token in tokens).strip()
 
