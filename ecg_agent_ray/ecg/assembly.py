@@ -72,6 +72,7 @@ def assemble(parsed: Parsed, stem: str, options: ReadingOptions) -> Recording:
     """
     channels = _named(parsed.channels, options.lead_names)
     reasons = why_not_ecg(channels)
+    reasons = _without_scale_apart(channels, reasons, parsed, options)
     channels, reasons = _at_one_rate(channels, reasons, options.sampling_rate)
     kept = [channel for channel, reason in zip(channels, reasons, strict=True) if reason is None]
     others = dict(parsed.others) | {
@@ -123,6 +124,20 @@ def _named(channels: Sequence[Channel], names: Sequence[str] | None) -> list[Cha
         for i, channel in enumerate(channels)
         # what the caller passes over is neither a lead nor worth telling
         if i in given or name_kind(channel.name) != "unknown"
+    ]
+
+
+def _without_scale_apart(
+    channels: list[Channel], reasons: list[str | None], parsed: Parsed, options: ReadingOptions
+) -> list[str | None]:
+    """A channel whose unit was lost does not spoil a file whose others are in volts."""
+    told = [channel.unit is not None and millivolts_per(channel.unit) for channel in channels]
+    given = options.unit or options.gain or parsed.presumed_unit
+    if given or not any(t and r is None for t, r in zip(told, reasons, strict=True)):
+        return reasons
+    return [
+        reason or (None if t else "it does not tell its unit, as others do")
+        for t, reason in zip(told, reasons, strict=True)
     ]
 
 

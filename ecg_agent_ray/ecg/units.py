@@ -52,7 +52,8 @@ def tells_unit(unit: str | None) -> bool:
 
 
 _OTHER_UNITS = re.compile(
-    r"^(?:%|mmhg|cmh2o|k?pa|bpm|/min|1/min|rpm|hz|[kmun]?s|sec(?:onds?)?|min(?:utes?)?|"
+    r"^(?:\d*\.?\d+ ?)?"
+    r"(?:%|mmhg|cmh2o|k?pa|bpm|/min|1/min|rpm|hz|[kmun]?s|sec(?:onds?)?|min(?:utes?)?|"
     r"(?:m?g|m/s\^?2)|(?:deg|°) ?[cfs]?(?:/s)?|[kmu]?ohms?|[kmun]?siemens|[umk]s/cm|l(?:/min)?|ml|"
     r"samples?|[hmsd:.\[\] /yf]*hh?:mm:ss[.\w\s/:\]\[]*)$"
 )

@@ -11,7 +11,11 @@ from ecg_agent_ray.errors import RecordingError
 
 __all__ = ["Numerals", "is_number_text", "numerals_of"]
 
-_NUMBER = re.compile(r"^[+\-−]?(?:\d[\d.,'’\u00a0\u202f ]*|[.,]\d+)(?:e[+-]?\d+)?$", re.I)
+_NUMBER = re.compile(
+    r"^[+\-−]?(?:[1-9]\d{0,2}(?:['’\u00a0\u202f ]\d{3})+(?:[.,]\d*)?|\d[\d.,]*|[.,]\d+)"
+    r"(?:e[+-]?\d+)?$",
+    re.I,
+)
 _GROUPS = re.compile(r"^[+\-−]?[1-9]\d{0,2}(?P<mark>[.,])\d{3}(?:(?P=mark)\d{3})*$")
 _SPACES = re.compile(r"(?<=\d)['’\u00a0\u202f ](?=\d{3})")
 

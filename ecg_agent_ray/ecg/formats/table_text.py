@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray.ecg.channels import axis_kind, name_kind
 from ecg_agent_ray.ecg.formats.numerals import Numerals, is_number_text, numerals_of
 from ecg_agent_ray.ecg.formats.parsed import check_size
 from ecg_agent_ray.errors import CorruptRecordingError, RecordingError
@@ -79,8 +80,19 @@ def read_table(text: str) -> TextTable | None:
     if delimiter == "," and width > 1:
         delimiter, width = _checked_commas(body, preamble, width)
         numeric = numeric if width > 1 else [0]
-    check_size(width, len(body), "the table")
+    width = max(width, _width_of_header(preamble, sampled, delimiter))
+    check_size(1, width * len(body), "the table")
     return _filled(body, preamble, delimiter, width, numeric)
+
+
+def _width_of_header(preamble: Sequence[str], sampled: Sequence[str], delimiter: str | None) -> int:
+    """The columns that are named, where each line has room for them, be the last ones mostly empty;
+    else 0."""
+    if not preamble or delimiter in (None, " "):
+        return 0
+    width = len(split_cells(preamble[-1], delimiter))
+    room = min(line.count(str(delimiter)) + 1 for line in sampled)
+    return width if room >= width else 0
 
 
 def _evenly(lines: Sequence[str]) -> Sequence[str]:
@@ -120,9 +132,21 @@ def _delimiter(sampled: Sequence[str]) -> tuple[str | None, int]:
         alike = sum(len(row) <= width and len(row) > 1 for row in rows)
         if width < 2 or alike < _SAME_WIDTH_SHARE * len(rows):
             continue
-        if _numeric_columns(rows, width):
+        numeric = _numeric_columns(rows, width)
+        if numeric and not _cuts_numbers(rows, width, numeric):
             return delimiter, width
     return None, 1
+
+
+def _cuts_numbers(rows: Sequence[list[str]], width: int, numeric: Sequence[int]) -> bool:
+    """Whether a column between numbers holds pieces of several (``004 0``), so that the sign is a
+    decimal comma rather than between columns."""
+    for column in set(range(width)) - set(numeric):
+        cells = [row[column] for row in rows if len(row) > column and row[column]]
+        pieces = sum(re.fullmatch(r"[\d\s.,+-]+", cell) is not None for cell in cells)
+        if pieces > _NUMERIC_SHARE * len(cells):
+            return True
+    return False
 
 
 def _is_value(cell: str) -> bool:
@@ -202,8 +226,6 @@ def _surely_columns(rows: Sequence[list[str]]) -> bool:
 
 
 def _names_two_columns(preamble: Sequence[str]) -> bool:
-    from ecg_agent_ray.ecg.channels import axis_kind, name_kind
-
     cells = split_cells(preamble[-1], ",") if preamble else []
     return len(cells) == 2 and all(axis_kind(c) or name_kind(c) == "ecg" for c in cells)
 
@@ -282,12 +304,12 @@ def _quickly(
 def _header_cells(line: str, delimiter: str | None, width: int) -> list[str]:
     """A line above the numbers in as many cells as the table, where that can be done."""
     bare = re.sub(r"^\s*(?:#+|%+|//+)\s*", "", line)
-    for sign in (delimiter, None if delimiter != " " else "  "):
-        cells = (
-            [c for c in re.split(r"\t|\s{2,}", bare.strip()) if c]
-            if sign == "  "
-            else split_cells(bare, sign)
-        )
-        if len(cells) in (width, width - 1) and cells != [""]:
-            return cells
-    return split_cells(bare, delimiter)
+    cells = split_cells(bare, delimiter)
+    more = len(cells) - width
+    if delimiter == " " and more > 0:
+        # a name of several words, which only times have before names of leads
+        joined = " ".join(cells[: more + 1])
+        return [joined, *cells[more + 1 :]] if axis_kind(joined) else cells
+    if len(cells) not in (width, width - 1) and len(split_cells(bare, None)) == width:
+        return split_cells(bare, None)
+    return cells

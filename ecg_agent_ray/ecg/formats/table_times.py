@@ -17,10 +17,12 @@ _CLOCK = re.compile(
 )
 _DATE = re.compile(r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})")
 _DAY_S, _HALF_DAY_S = 86_400.0, 43_200.0
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-_FASTEST_HZ, _SLOWEST_HZ = 20_000.0, 50.0
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0}
+# between these a step fits one unit only, minutes included
+_FASTEST_HZ, _SLOWEST_HZ = 2_900.0, 50.0
 _COARSEST_S = 0.1
 _FEWEST_ROWS = 3
+_MOST_MISSING = 0.1
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ def timing_of(times: npt.NDArray[np.float64]) -> Timing | None:
     Rounded times are evened out over the whole column. None where they run backwards, are rounded
     too coarsely (a tenth of a second), or are uneven.
     """
-    if times.size < _FEWEST_ROWS or not np.isfinite(times).all():
+    there = np.isfinite(times)
+    if times.size < _FEWEST_ROWS or there.mean() < 1 - _MOST_MISSING:
         return None
+    if not there.all():  # a row that could not be read has its place all the same
+        rows_read = np.flatnonzero(there)
+        times = np.interp(np.arange(times.size), rows_read, times[rows_read])
     steps = np.diff(times)
     usual = float(np.median(steps))
     if np.any(steps < 0) or times[-1] <= times[0]:

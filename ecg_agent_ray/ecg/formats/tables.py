@@ -25,7 +25,7 @@ from ecg_agent_ray.ecg.formats.table_times import (
     timing_of,
     unit_by_step,
 )
-from ecg_agent_ray.ecg.units import is_unit_text, millivolts_per
+from ecg_agent_ray.ecg.units import is_unit_text, millivolts_per, tells_unit
 from ecg_agent_ray.errors import CorruptRecordingError, RecordingError
 
 __all__ = ["parse_parquet", "parse_text"]
@@ -37,6 +37,7 @@ _TIME_UNITS = {
     "s": "s", "sec": "s", "secs": "s", "second": "s", "seconds": "s", "sekunden": "s",
     "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms", "millisecond": "ms",
     "us": "us", "µs": "us", "μs": "us", "usec": "us", "microseconds": "us",
+    "min": "min", "mins": "min", "minutes": "min",
     "ns": "ns", "nsec": "ns", "nanoseconds": "ns",
 }  # fmt: skip
 _RATE_KEY = re.compile(
@@ -45,8 +46,12 @@ _RATE_KEY = re.compile(
 )
 _RATE_VALUE = re.compile(r"^(?P<number>\d+(?:[.,]\d+)?)\s*(?:hz|hertz|sps|samples/s.*)?$", re.I)
 _PAIR = re.compile(r"^\W*(?P<key>[^,;:=\t]+?)\W*[,;:=\t]\s*(?P<value>.*?)[\s,;]*$")
+_INTERVAL = re.compile(
+    r"^(?P<number>\d*\.?\d+) ?(?P<unit>" + "|".join(sorted(_TIME_UNITS, key=len)[::-1]) + ")$", re.I
+)
 _RATE_AGREES = 0.01
 _MOST_GAPS = 0.9
+_MOST_UNNAMED = 64
 _COLUMN_NUMBER = re.compile(r"(?:col(?:umn)?|unnamed:?)?[ _]?\d+", re.I)
 
 
@@ -87,6 +92,12 @@ def parse_text(data: bytes) -> Parsed | None:
         rows = orient(table.numbers, "the table")
         return parsed_rows(
             rows, default_leads(len(rows)), facts.rate, "csv", unit=None, are_leads=False
+        )
+    if names is None and width > _MOST_UNNAMED:
+        raise RecordingError(
+            f"{width} columns of {table.numbers.shape[0]} rows have no names: rows of many beats "
+            "are no recording",
+            hint="give one recording in a file, one column for each lead",
         )
     columns = [
         _column(
@@ -136,7 +147,8 @@ def _column(
     texts: Sequence[str] | None,
 ) -> _Column:
     bare, own = _without_unit(name)
-    return _Column(bare, unit or own, values, texts)
+    unit = (unit or own or "").strip("()[] \"'") or None
+    return _Column(bare, unit, values, texts)
 
 
 def _without_unit(name: str) -> tuple[str, str | None]:
@@ -242,6 +254,8 @@ def _parsed(columns: list[_Column], facts: _Facts, file_format: str, *, named: b
     for position, column in enumerate(columns):
         label = column.name or f"column {position + 1}"
         kind = axis_kind(column.name) if named else None
+        if (column.unit or "").lower() in _TIME_UNITS and name_kind(column.name) == "unknown":
+            kind = "time"
         may_count = kind == "index" or not column.name
         if column.texts is not None:
             times = seconds_of_texts(column.texts)
@@ -277,7 +291,11 @@ def _parsed(columns: list[_Column], facts: _Facts, file_format: str, *, named: b
 
 
 def _numeric_timing(column: _Column, *, may_be_rows: bool) -> Timing | None:
+    if interval := _INTERVAL.match((column.unit or "").strip()):
+        return _counted_timing(column, interval)
     unit = _TIME_UNITS.get((column.unit or "").strip().lower())
+    if unit is None and tells_unit(column.unit) and ":" not in str(column.unit):
+        return None
     if unit is None:
         words = re.split(r"[\W_]+", column.name.lower())
         unit = next((_TIME_UNITS[word] for word in words if word in _TIME_UNITS), None)
@@ -287,6 +305,18 @@ def _numeric_timing(column: _Column, *, may_be_rows: bool) -> Timing | None:
         return None
     # from the first, so that times since an epoch keep their digits
     return timing_of((column.values - column.values[0]) * SECONDS[unit])
+
+
+def _counted_timing(column: _Column, interval: re.Match[str]) -> Timing | None:
+    """Row numbers whose unit is the time between rows (``0.002777 sec``)."""
+    step = float(interval["number"]) * SECONDS[_TIME_UNITS[interval["unit"].lower()]]
+    last_digit = 10.0 ** -len(interval["number"].partition(".")[2]) / float(interval["number"])
+    if not step > 0 or timing_of(column.values * step) is None:
+        return None
+    rate = 1 / step
+    return Timing(
+        float(round(rate)) if abs(rate - round(rate)) <= rate * last_digit else rate, None
+    )
 
 
 def _agreed(timings: Mapping[str, Timing], told: float | None) -> Timing | None:

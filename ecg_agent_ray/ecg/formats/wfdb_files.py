@@ -2,7 +2,7 @@
 
 The header and the plain integer formats (16, 61, 160, 80, 24, 32, 212) are decoded here, so that
 sizes are checked before anything is allocated and the CinC 2017 headers (date before time, CRLF)
-read; the rest (differences, packed, FLAC, skewed, multi-segment) goes to wfdb.
+read; the rest (differences, packed, FLAC, skewed) goes to wfdb.
 Format: https://physionet.org/physiotools/wag/header-5.htm and signal-5.htm.
 """
 
@@ -61,6 +61,8 @@ class _Header:
     rate: float
     n_samples: int | None
     channels: tuple[_Channel, ...]
+    parts: tuple[tuple[str, int], ...] = ()
+    """Names and lengths of the segments."""
 
 
 def is_header(data: bytes) -> bool:
@@ -120,7 +122,23 @@ def _parse_header(path: Path) -> _Header:
     channels: tuple[_Channel, ...] = ()
     if segments == 1:
         channels = tuple(_channel(line, path.name) for line in lines[1 : 1 + n_signals])
-    return _Header(match["name"], segments, n_signals, rate, samples or None, channels)
+    parts = _parts(lines[1:], segments, path.name) if segments > 1 else ()
+    return _Header(match["name"], segments, n_signals, rate, samples or None, channels, parts)
+
+
+def _parts(lines: list[str], segments: int, where: str) -> tuple[tuple[str, int], ...]:
+    if len(lines) < segments:
+        raise CorruptRecordingError(
+            f"{where}: {segments} segments announced, {len(lines)} described, so the files beside "
+            "it cannot hold them"
+        )
+    parts = []
+    for line in lines[:segments]:
+        match = re.fullmatch(r"([^\s/\\]+)\s+(\d+)", line)
+        if match is None or match[1] in (".", ".."):
+            raise CorruptRecordingError(f"{where}: not a segment's line: {line[:80]!r}")
+        parts.append((match[1], int(match[2])))
+    return tuple(parts)
 
 
 def _number(text: str, where: str) -> float:
@@ -157,8 +175,11 @@ def read_wfdb(header_path: Path) -> Parsed:
     Raises CorruptRecordingError where header and files differ.
     """
     header = _parse_header(header_path)
-    plain = header.segments == 1 and all(c.format in _BITS and c.skew == 0 for c in header.channels)
-    return _read_plain(header, header_path) if plain else _read_by_library(header, header_path)
+    if header.segments > 1:
+        return _read_segments(header, header_path)
+    if all(channel.format in _BITS and channel.skew == 0 for channel in header.channels):
+        return _read_plain(header, header_path)
+    return _read_by_library(header, header_path)
 
 
 def _read_plain(header: _Header, path: Path) -> Parsed:
@@ -233,18 +254,64 @@ def _unpack(data: bytes, wfdb_format: int, n_values: int) -> npt.NDArray[np.inte
     return plain.astype(np.int16) - 128 if wfdb_format == 80 else plain
 
 
-def _read_by_library(header: _Header, path: Path) -> Parsed:
-    size = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file())
-    claimed = (header.n_samples or 0) * header.n_signals
-    # the densest of the library's formats packs a value in one bit (FLAC of silence)
-    if header.n_samples is None or claimed > size * 64:
+def _read_segments(header: _Header, path: Path) -> Parsed:
+    """The signals of all segments, each by its own header; NaN where a segment lacks one."""
+    lengths = [length for _, length in header.parts]
+    total = header.n_samples or sum(lengths)
+    _check_files_can_hold(total * header.n_signals, path)
+    check_size(header.n_signals, max(total, sum(lengths)), path.name)
+    rows: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+    rates: dict[tuple[str, str], float] = {}
+    begin = 0
+    for name, length in header.parts:
+        # one of no length only describes the signals, "~" is a gap
+        if name != "~" and length > 0:
+            part = _segment(path.parent / f"{name}.hea", header, length)
+            for channel in part.channels:
+                key = (channel.name, channel.unit or "")
+                per_frame = round((channel.rate or header.rate) / header.rate)
+                if key not in rows:
+                    rows[key] = np.full(sum(lengths) * per_frame, np.nan)
+                    rates[key] = header.rate * per_frame
+                values = np.asarray(channel.values)
+                rows[key][begin * per_frame :][: values.size] = values
+        begin += length
+    if not rows:
+        raise CorruptRecordingError(f"{path.name}: its segments hold no signal")
+    found = [Channel(key[0], row, key[1], rates[key]) for key, row in rows.items()]
+    return Parsed(found, "wfdb", path.stem)
+
+
+def _segment(path: Path, whole: _Header, length: int) -> Parsed:
+    if not path.is_file():
         raise CorruptRecordingError(
-            f"{path.name}: {claimed} values announced, the files beside it cannot hold them"
+            f"its segment {path.name} is missing", hint="put all segments beside the header"
         )
+    header = _parse_header(path)
+    if header.segments > 1 or header.rate != whole.rate or (header.n_samples or length) != length:
+        raise CorruptRecordingError(
+            f"its segment {path.name} has another rate or length than is announced"
+        )
+    return read_wfdb(path)
+
+
+def _check_files_can_hold(n_values: int, path: Path) -> None:
+    size = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file())
+    # the densest of the formats packs a value in one bit (FLAC of silence); gaps take no room
+    if n_values > size * 64:
+        raise CorruptRecordingError(
+            f"{path.name}: {n_values} values announced, the files beside it cannot hold them"
+        )
+
+
+def _read_by_library(header: _Header, path: Path) -> Parsed:
+    if header.n_samples is None:
+        raise CorruptRecordingError(f"{path.name}: the header tells no number of samples")
+    _check_files_can_hold(header.n_samples * header.n_signals, path)
     import wfdb
 
     try:
-        record = wfdb.rdrecord(str(path.with_suffix("")), m2s=True, smooth_frames=False)
+        record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
         signals = [np.asarray(row, dtype=np.float64) for row in record.e_p_signal]
         per_frame = [int(n or 1) for n in record.samps_per_frame]
         found = [
