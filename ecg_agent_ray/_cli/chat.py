@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from ecg_agent_ray._cli.output import console, emit
+from ecg_agent_ray._cli.reading import reads_ecg
 from ecg_agent_ray._cli.recordings import load_classifier_uri
 from ecg_agent_ray.errors import ConfigError, ServiceError
 
@@ -18,7 +19,7 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(chat)
+    app.command()(reads_ecg(chat))
 
 
 def chat(
@@ -32,10 +33,15 @@ def chat(
         Path | None, typer.Option(help="File with one user turn a line, instead of the keyboard.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a turn.")] = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Talk with the agent about an ECG; an empty line or Ctrl-D ends."""
     lines = _script_lines(script) if script is not None else _typed_lines(as_json=as_json)
-    partner = _Remote(url, ecg, leads) if url is not None else _Local(model, ecg, leads)
+    if url is not None:
+        partner: _Remote | _Local = _Remote(url, ecg, leads, reading)
+    else:
+        partner = _Local(model, ecg, leads, reading)
     with contextlib.closing(partner):
         for line in lines:
             _turn(partner, line, as_json=as_json, echo=script is not None)
@@ -93,11 +99,13 @@ def _typed_lines(*, as_json: bool) -> Iterator[str]:
 class _Local:
     """The agent in this process."""
 
-    def __init__(self, model: str, file: Path, leads: str | None) -> None:
+    def __init__(
+        self, model: str, file: Path, leads: str | None, reading: Mapping[str, Any]
+    ) -> None:
         from ecg_agent_ray import ecg
         from ecg_agent_ray.agent import LocalToolbox, load_agent
 
-        recording = ecg.read(file)
+        recording = ecg.read(file, **reading)
         if model.startswith("models:/"):
             from ecg_agent_ray.registry import resolve
 
@@ -124,7 +132,7 @@ class _Local:
 class _Remote:
     """A running service, over its HTTP API."""
 
-    def __init__(self, url: str, file: Path, leads: str | None) -> None:
+    def __init__(self, url: str, file: Path, leads: str | None, reading: Mapping[str, Any]) -> None:
         import os
 
         import httpx
@@ -132,7 +140,7 @@ class _Remote:
         token = os.environ.get("ECG_AGENT_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=url, timeout=180, headers=headers)
-        files = [("files", (path.name, path.read_bytes())) for path in _with_signal(file)]
+        files = [("files", part) for part in _upload(file, reading)]
         self._ecg_id = self._json("POST", "/v1/ecgs", files=files)["id"]
         self._leads = leads
         self._messages: list[dict[str, str]] = []
@@ -168,6 +176,24 @@ class _Remote:
                 f"{method} {path} answered {answer.status_code}: {answer.text[:300]}"
             )
         return dict(answer.json())
+
+
+def _upload(file: Path, reading: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    """Names and contents; a file that does not tell all is read here and sent as what it means."""
+    if not reading:
+        return [(path.name, path.read_bytes()) for path in _with_signal(file)]
+    import io
+
+    import numpy as np
+
+    from ecg_agent_ray import ecg
+
+    recording = ecg.read(file, **reading)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, ecg=recording.signal, fs=recording.sampling_rate, leads=recording.leads
+    )
+    return [(f"{recording.record_id}.npz", buffer.getvalue())]
 
 
 def _with_signal(file: Path) -> list[Path]:

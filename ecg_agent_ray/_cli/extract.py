@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ecg_agent_ray._cli.output import console, emit, stderr_progress
+from ecg_agent_ray._cli.reading import reads_ecg
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(extract)
+    app.command()(reads_ecg(extract))
 
 
 def extract(
@@ -49,6 +51,8 @@ def extract(
         bool, typer.Option("--track/--no-track", help="Log options and counts to MLflow.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON on stdout.")] = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Run a tool over every recording below a folder and write its table.
 
@@ -73,6 +77,7 @@ def extract(
         strict=strict,
         workers=workers,
         track=track,
+        **reading,
     )
     with stderr_progress(tool) as progress:
         summary = run(config, progress=progress)

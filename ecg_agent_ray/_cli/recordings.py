@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from ecg_agent_ray._cli.output import console, each_file, emit, key_value_table
+from ecg_agent_ray._cli.reading import reads_ecg
 from ecg_agent_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ecg_agent_ray.ecg import Recording
 
 __all__ = ["register"]
 
@@ -35,19 +39,19 @@ _INTERVALS = {
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(info)
-    app.command()(measure)
-    app.command()(classify)
-    app.command()(explain)
-    app.command()(plot)
+    app.command()(reads_ecg(info))
+    app.command()(reads_ecg(measure))
+    app.command()(reads_ecg(classify))
+    app.command()(reads_ecg(explain))
+    app.command()(reads_ecg(plot))
 
 
-def info(files: Files, as_json: AsJson = False) -> None:
+def info(files: Files, as_json: AsJson = False, *, reading: Mapping[str, Any]) -> None:
     """Say what is in each file: format, leads, rate, length, quality of every lead."""
     from ecg_agent_ray import ecg
 
     def work(file: str) -> dict[str, Any]:
-        recording = ecg.read(file)
+        recording = ecg.read(file, **reading)
         quality = ecg.assess_quality(recording)
         return {
             "record_id": recording.record_id,
@@ -55,12 +59,20 @@ def info(files: Files, as_json: AsJson = False) -> None:
             "leads": list(recording.leads),
             "sampling_rate": recording.sampling_rate,
             "duration_s": round(recording.duration_s, 6),
+            "other_channels": list(recording.other_channels),
+            "notes": _reader_notes(recording),
             "quality": {
                 lead: {"status": q.status, "reason": q.reason} for lead, q in quality.items()
             },
         }
 
     each_file(files, work, as_json=as_json, show=_show_info)
+
+
+def _reader_notes(recording: Recording) -> list[str]:
+    """Why channels are no leads, and what the reader took for granted."""
+    others = [f"{name} is no lead: {why}" for name, why in recording.other_channels.items()]
+    return [*others, *recording.notes]
 
 
 def _show_info(result: Mapping[str, Any]) -> None:
@@ -73,7 +85,10 @@ def _show_info(result: Mapping[str, Any]) -> None:
     for lead, quality in result["quality"].items():
         if quality["status"] != "usable":
             rows[f"quality {lead}"] = f"{quality['status']}: {quality['reason']}"
+    if result["other_channels"]:
+        rows["other channels"] = ", ".join(result["other_channels"])
     console.print(key_value_table(result["record_id"], rows))
+    _show_notes(result)
 
 
 def measure(
@@ -84,12 +99,16 @@ def measure(
     method: Annotated[str, typer.Option(help="default, paper or neurokit.")] = "default",
     beats: Annotated[bool, typer.Option("--beats", help="Add every beat's fiducials.")] = False,
     as_json: AsJson = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Measure heart rate, PR, QRS, QT and QTc."""
     from ecg_agent_ray import ecg, tools
 
     def work(file: str) -> dict[str, Any]:
-        return tools.measure(ecg.read(file), lead=lead, method=method, beats=beats).to_dict()
+        return tools.measure(
+            ecg.read(file, **reading), lead=lead, method=method, beats=beats
+        ).to_dict()
 
     each_file(files, work, as_json=as_json, show=_show_measurement)
 
@@ -120,6 +139,8 @@ def classify(
         typer.Option(help="The names of a checkpoint's outputs, one a line, when it has none."),
     ] = None,
     as_json: AsJson = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Give the probability of each SCP-ECG statement."""
     from ecg_agent_ray import ecg, tools
@@ -128,7 +149,7 @@ def classify(
     cut: float | Literal["model"] = "model" if threshold == "model" else _probability(threshold)
 
     def work(file: str) -> dict[str, Any]:
-        recording = ecg.read(file)
+        recording = ecg.read(file, **reading)
         return tools.classify(recording, model=classifier, threshold=cut, leads=leads).to_dict()
 
     each_file(files, work, as_json=as_json, show=_show_classification)
@@ -182,11 +203,13 @@ def explain(
     leads: Leads = "12-lead",
     png: Annotated[Path | None, typer.Option(help="Plot with the regions marked.")] = None,
     as_json: AsJson = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Say which part of the signal speaks for a statement."""
     from ecg_agent_ray import ecg, tools
 
-    recording = ecg.read(file)
+    recording = ecg.read(file, **reading)
     result = tools.explain(recording, label, model=load_classifier_uri(model), leads=leads)
     found = result.to_dict()
     if png is not None:
@@ -202,11 +225,13 @@ def plot(
     file: OneFile,
     out: Annotated[Path, typer.Option(help="File to write: .png, .svg or .pdf.")],
     marks: Annotated[bool, typer.Option("--marks", help="Draw the measured fiducials.")] = False,
+    *,
+    reading: Mapping[str, Any],
 ) -> None:
     """Draw the recording on standard ECG paper."""
     from ecg_agent_ray import ecg, tools
 
-    recording = ecg.read(file)
+    recording = ecg.read(file, **reading)
     beats = tools.measure(recording, beats=True).to_dict()["beats"] if marks else None
     ecg.plot(recording, out, marks=beats)
     console.print(f"wrote {out}")

@@ -7,6 +7,7 @@ Recording('00003_hr', wfdb, 12 leads, 500 Hz, 10.0 s)
 
 from __future__ import annotations
 
+from ecg_agent_ray.ecg.assembly import ReadingOptions
 from ecg_agent_ray.ecg.leads import LIMB_LEADS, STANDARD_LEADS, normalise_lead
 from ecg_agent_ray.ecg.plotting import plot
 from ecg_agent_ray.ecg.quality import LeadQuality, assess_quality
@@ -19,6 +20,7 @@ __all__ = [
     "STANDARD_LEADS",
     "SUPPORTED_FORMATS",
     "LeadQuality",
+    "ReadingOptions",
     "Recording",
     "assess_quality",
     "normalise_lead",

@@ -24,11 +24,14 @@ _FLAT_MV = 0.006
 _FLAT_STRETCH_S = 3.0
 _FLAT_UNUSABLE, _FLAT_DOUBTFUL = 0.5, 0.08
 _GAPS_UNUSABLE, _GAPS_DOUBTFUL = 0.5, 0.05
+_ENOUGH_S = 10.0
+"""Seconds of signal that can be judged and measured however long the gaps between them are."""
 _CLIPPED_UNUSABLE, _CLIPPED_DOUBTFUL = 0.05, 0.003
 _SWING_UNUSABLE_MV, _SWING_DOUBTFUL_MV = 25.0, 8.0
 _WANDER_DOUBTFUL_MV = 1.5
 _NOISE_DOUBTFUL = 0.12
 _ALIKE_UNUSABLE, _ALIKE_DOUBTFUL = 0.35, 0.65
+_FEWEST_OWN_BEATS = 4
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,38 @@ def assess_quality(
     beats = np.empty(0, dtype=np.intp)
     if alive:
         beats = (find or filtered.beats)(alive)
-    seen = np.isfinite(recording.signal[:, beats])
-    by_beats = _by_beats(filtered, beats, seen)
+    by_beats = _judged_by(beats, recording, filtered)
+    if len(alive) > 1 and all(found.status == "unusable" for found in by_beats):
+        beats = _beats_of_best(alive, recording, filtered, find or filtered.beats)
+        by_beats = _judged_by(beats, recording, filtered) if beats.size else by_beats
     rows = zip(recording.leads, by_samples, by_beats, strict=True)
     return {name: _worst(*found) for name, *found in rows}
+
+
+def _judged_by(
+    beats: npt.NDArray[np.intp], recording: Recording, filtered: FilteredLeads
+) -> list[LeadQuality]:
+    return _by_beats(filtered, beats, np.isfinite(recording.signal[:, beats]))
+
+
+def _beats_of_best(
+    alive: Sequence[str],
+    recording: Recording,
+    filtered: FilteredLeads,
+    find: Callable[[Sequence[str]], npt.NDArray[np.intp]],
+) -> npt.NDArray[np.intp]:
+    """The beats of the one lead whose own resemble each other most; none where no lead's do.
+
+    Noise in most leads (one noisy electrode is in all that are derived from it) hides the beats of
+    the clean ones. Noise by itself is not taken for beats: its peaks have no common shape.
+    """
+    best, score = np.empty(0, dtype=np.intp), 0.0
+    for name in alive:
+        beats = find([name])
+        own = _judged_by(beats, recording, filtered)[recording.leads.index(name)]
+        if beats.size >= _FEWEST_OWN_BEATS and own.status == "usable" and own.score > score:
+            best, score = beats, own.score
+    return best
 
 
 def _worst(*found: LeadQuality) -> LeadQuality:
@@ -116,20 +147,21 @@ def _by_samples(signal: npt.NDArray[np.float32], rate: float) -> list[LeadQualit
     figures = np.zeros((len(signal), 5))
     if whole.any():
         figures[whole] = _sample_figures(signal[whole], signal[whole], rate)
-    for i in np.flatnonzero(~whole & (gaps < _GAPS_UNUSABLE)):
+    enough = finite.sum(axis=1) >= _ENOUGH_S * rate
+    for i in np.flatnonzero(~whole & (enough | (gaps < _GAPS_UNUSABLE))):
         figures[i] = _sample_figures(signal[i : i + 1, finite[i]], signal[i : i + 1], rate)[0]
-    pairs = zip(gaps.tolist(), figures.tolist(), strict=True)
-    return [_graded_samples(missing, *row) for missing, row in pairs]
+    triples = zip(gaps.tolist(), enough.tolist(), figures.tolist(), strict=True)
+    return [_graded_samples(missing, some, *row) for missing, some, row in triples]
 
 
 def _graded_samples(
-    gaps: float, flat: float, clipped: float, low: float, high: float, wander: float
+    gaps: float, enough: bool, flat: float, clipped: float, low: float, high: float, wander: float
 ) -> LeadQuality:
     missing = f"{gaps:.0%} of the samples are missing"
-    if gaps >= _GAPS_UNUSABLE:
+    if gaps >= _GAPS_UNUSABLE and not enough:
         return LeadQuality("unusable", missing, 0.0)
     return _worst(
-        _graded(gaps, _GAPS_DOUBTFUL, _GAPS_UNUSABLE, missing),
+        _graded(gaps, _GAPS_DOUBTFUL, math.inf if enough else _GAPS_UNUSABLE, missing),
         _graded(flat, _FLAT_DOUBTFUL, _FLAT_UNUSABLE, f"flat for {flat:.0%} of the time"),
         _graded(
             clipped,

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from ecg_agent_ray.ecg.formats import clinical, matlab, muse, philips, scp, tables, wfdb_files
+from ecg_agent_ray.ecg.assembly import ReadingOptions, assemble
+from ecg_agent_ray.ecg.formats import (
+    aecg,
+    arrays,
+    dicom,
+    edf,
+    matlab,
+    muse,
+    philips,
+    scp,
+    tables,
+    wfdb_files,
+)
 from ecg_agent_ray.ecg.formats.markup import xml_root_name
 from ecg_agent_ray.ecg.formats.parsed import Parsed
-from ecg_agent_ray.ecg.leads import derive_limb_leads, standard_order, unique_leads
 from ecg_agent_ray.ecg.recording import Recording
 from ecg_agent_ray.errors import (
     CorruptRecordingError,
@@ -35,19 +46,21 @@ SUPPORTED_FORMATS = (
     "SCP-ECG",
 )
 _XML_PARSERS: dict[str, Callable[[bytes], Parsed]] = {
-    "AnnotatedECG": clinical.parse_aecg,
+    "AnnotatedECG": aecg.parse_aecg,
     "RestingECG": muse.parse_muse,
     "restingecgdata": philips.parse_philips,
 }
-# one ECG is one recording whichever of these it was exported as, so their leads are put in order
-_CLINICAL_FORMATS = ("dicom", "aecg", "muse-xml", "philips-xml", "scp-ecg")
 _MAX_BYTES = 1 << 30
-_RATE_TOLERANCE = 1e-3
 _SUPPORTED_HINT = "supported: " + ", ".join(SUPPORTED_FORMATS)
 
 
 def read(
-    source: str | os.PathLike[str] | bytes | BinaryIO, *, sampling_rate: float | None = None
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    *,
+    sampling_rate: float | None = None,
+    unit: str | None = None,
+    gain: float | None = None,
+    lead_names: Sequence[str] | None = None,
 ) -> Recording:
     """Read one ECG.
 
@@ -59,22 +72,34 @@ def read(
     sampling_rate : Hz
         Needed for files that do not tell theirs (bare arrays and tables); where a file does, the
         two must agree.
+    unit
+        ``mV``, ``uV``, ``V``, or ``adc`` for a converter's counts, where the file does not tell;
+        tables and arrays are presumed to be in mV where that is possible.
+    gain
+        Counts per mV, for values that are a converter's counts.
+    lead_names
+        Of the file's channels, in its order. Times and counters are not channels; a name of
+        another signal (``RESP``) says that the channel is no lead.
 
     Returns
     -------
     Recording : signal in mV (leads, samples); limb leads that are absent are derived where two of
-        I, II, III are there; gaps are NaN
+        I, II, III are there; gaps are NaN; ``other_channels`` names what is no ECG
 
     Raises
     ------
-    RecordingError : the file is missing, or lacks a sampling rate and none was given
+    RecordingError : the file is missing, holds no ECG, does not tell its sampling rate or unit and
+        none was given, or contradicts what was given
     UnsupportedFormatError : the bytes are of no format in `SUPPORTED_FORMATS`
     CorruptRecordingError : the format is known, the content is broken, cut off or oversized
     """
+    options = ReadingOptions(
+        sampling_rate=sampling_rate, unit=unit, gain=gain, lead_names=lead_names
+    )
     name, data, header = _opened(source)
     try:
         parsed = wfdb_files.read_wfdb(header) if header else _parse(data)
-        return _recording(parsed, Path(name).stem or "recording", sampling_rate)
+        return assemble(parsed, Path(name).stem or "recording", options)
     except EcgAgentError as error:
         message = f"{name}: " + error.message.removeprefix(f"{name}: ")
         raise type(error)(message, hint=error.hint) from error
@@ -130,11 +155,11 @@ def _parse(data: bytes) -> Parsed:
     if not data.strip(b"\0 \r\n\t"):
         raise CorruptRecordingError("the file is empty")
     for matches, parse in (
-        (data[:6] == b"\x93NUMPY", tables.parse_npy),
-        (data[:4] == b"PK\x03\x04", tables.parse_npz),
+        (data[:6] == b"\x93NUMPY", arrays.parse_npy),
+        (data[:4] == b"PK\x03\x04", arrays.parse_npz),
         (data[:4] == b"PAR1", tables.parse_parquet),
-        (data[128:132] == b"DICM", clinical.parse_dicom),
-        (data[:8] in (b"0       ", b"\xffBIOSEMI"), clinical.parse_edf),
+        (dicom.is_dicom(data), dicom.parse_dicom),
+        (edf.is_edf(data), edf.parse_edf),
         (scp.is_scp(data), scp.parse_scp),
         (matlab.is_matlab(data), matlab.parse_matlab),
     ):
@@ -154,30 +179,7 @@ def _parse_text_form(data: bytes) -> Parsed:
             "a WFDB header alone holds no signal",
             hint="give the path, so that its signal file beside it is found",
         )
-    if tables.is_table_text(data):
-        return tables.parse_text(data)
+    if (parsed := tables.parse_text(data)) is not None:
+        return parsed
     known = "an HDF5 (MATLAB 7.3) file" if data[:4] == b"\x89HDF" else "no ECG format that is read"
     raise UnsupportedFormatError(f"the content is {known}", hint=_SUPPORTED_HINT)
-
-
-def _recording(parsed: Parsed, stem: str, sampling_rate: float | None) -> Recording:
-    rate = parsed.sampling_rate
-    if rate is None:
-        if sampling_rate is None:
-            raise RecordingError(
-                f"the {parsed.format} file does not tell its sampling rate",
-                hint="give sampling_rate, or a time column",
-            )
-        rate = float(sampling_rate)
-    elif sampling_rate is not None and abs(rate - sampling_rate) > _RATE_TOLERANCE * rate:
-        raise RecordingError(f"it is sampled at {rate:g} Hz, not the {sampling_rate:g} Hz given")
-    signal, leads = derive_limb_leads(parsed.signal, unique_leads(parsed.leads))
-    if parsed.format in _CLINICAL_FORMATS:
-        signal, leads = standard_order(signal, leads)
-    return Recording(
-        signal=signal,
-        sampling_rate=rate,
-        leads=leads,
-        record_id=parsed.record_id or stem,
-        format=parsed.format,
-    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Recording:
     leads : names, normalised by `normalise_lead`; as many as rows, no two alike
     record_id : str, the file's stem
     format : str, the format it was read from; ``array`` where it was made in memory
+    other_channels : what else its file holds and why it is no lead, by name
+    notes : what the reader took for granted
 
     Raises
     ------
@@ -47,6 +49,8 @@ class Recording:
     leads: tuple[str, ...]
     record_id: str = "recording"
     format: str = "array"
+    other_channels: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         signal = _checked_signal(self.signal)
@@ -131,6 +135,8 @@ class Recording:
             "leads": self.leads,
             "record_id": self.record_id,
             "format": self.format,
+            "other_channels": self.other_channels,
+            "notes": self.notes,
         }
         return Recording(**(fields | changes))
 

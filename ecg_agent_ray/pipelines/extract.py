@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ecg_agent_ray import ecg, tools
+from ecg_agent_ray.ecg import ReadingOptions
 from ecg_agent_ray.errors import ConfigError, ToolError
 from ecg_agent_ray.pipelines.extract_config import ExtractConfig
 from ecg_agent_ray.pipelines.extract_files import find_recordings
@@ -102,6 +103,8 @@ def _worker_options(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, An
     """
     options = {name: getattr(config, name) for name in ("tool", "lead", "method", "leads", "label")}
     options["ecg_dir"] = str(config.ecg_dir.resolve())
+    options["reading"] = config.reading
+    ReadingOptions(**config.reading)  # raises for options that contradict each other
     identity = config.identity()
     if config.tool == "measurements":
         tools.measure(ecg.read(ecg.samples()[0]), method=config.method)

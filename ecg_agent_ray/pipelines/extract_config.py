@@ -19,6 +19,7 @@ _OPTIONS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("leads", "model"),
     "explanation": ("leads", "model", "label", "lead"),
 }
+_READING = ("sampling_rate", "unit", "gain", "lead_names")
 _BATCH = {"measurements": 16, "classification": 16, "explanation": 1}
 
 
@@ -42,6 +43,16 @@ class ExtractConfig(StrictConfig):
     )
     label: str | None = Field(
         default=None, description="Statement to explain; null takes each record's most probable."
+    )
+    sampling_rate: float | None = Field(
+        default=None, gt=0, description="Hz, of recordings whose files do not tell theirs."
+    )
+    unit: str | None = Field(
+        default=None, description="mV, uV, V or adc, where the files do not tell."
+    )
+    gain: float | None = Field(default=None, gt=0, description="Counts per mV, for unit adc.")
+    lead_names: list[str] | None = Field(
+        default=None, description="Of the files' channels, in their order."
     )
     resume: bool = Field(
         default=True, description="Continue what output_dir holds; false starts anew."
@@ -76,7 +87,13 @@ class ExtractConfig(StrictConfig):
     def identity(self) -> dict[str, Any]:
         """What must be the same for rows of two runs to belong into one table."""
         own = {name: getattr(self, name) for name in _OPTIONS_OF[self.tool]}
-        return {"tool": self.tool, "ecg_dir": str(self.ecg_dir.resolve()), **own}
+        return {"tool": self.tool, "ecg_dir": str(self.ecg_dir.resolve()), **own, **self.reading}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Keywords of :func:`ecg_agent_ray.ecg.read` that were given."""
+        values = {name: getattr(self, name) for name in _READING}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def make_config(**values: Any) -> ExtractConfig:

@@ -32,6 +32,7 @@ class ToolWorker:
 
     def __init__(self, options: dict[str, Any], state: str) -> None:
         self._root = Path(options["ecg_dir"])
+        self._reading = dict(options.get("reading") or {})
         self._run = _TOOLS[options["tool"]](options)
         worker = uuid.uuid4().hex
         # open as long as the actor lives
@@ -59,7 +60,7 @@ class ToolWorker:
         for name in names:
             try:
                 self._current.begin(name)
-                yield name, ecg.read(self._root / name)
+                yield name, ecg.read(self._root / name, **self._reading)
             except Exception as error:
                 yield name, error
 

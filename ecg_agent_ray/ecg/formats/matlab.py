@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.formats.parsed import Parsed, default_leads, orient
+from ecg_agent_ray.ecg.formats.parsed import Parsed, default_leads, orient, parsed_rows
 from ecg_agent_ray.ecg.recording import MAX_VALUES
 from ecg_agent_ray.errors import CorruptRecordingError
 
@@ -43,7 +44,11 @@ _MAX_DEPTH = 6
 
 _SIGNAL_NAMES = ("feats", "val", "ECG", "ecg", "data", "signal", "signals", "x", "X")
 _RATE_NAMES = ("curr_sample_rate", "sampling_rate", "sample_rate", "fs", "Fs", "FS", "frequency")
-_CHALLENGE_UNITS_PER_MV = 1000.0
+_CHALLENGE_UNIT = "uV"
+_CHALLENGE_NOTE = (
+    "whole numbers in val are taken for 1000 counts per mV, as in the Challenges; "
+    "other collections have another gain, which gain (--gain) gives"
+)
 _CPSC_RATE_HZ = 500.0
 
 
@@ -72,7 +77,7 @@ def parse_matlab(data: bytes) -> Parsed:
         elif isinstance(value, np.ndarray) and value.size > 1:
             rows = orient(value, f"variable {name}")
             if name == "val" and rows.dtype.kind in "iu":
-                rows = rows.astype(np.float64) / _CHALLENGE_UNITS_PER_MV
+                return _parsed(rows, rate, _CHALLENGE_UNIT, _CHALLENGE_NOTE)
             return _parsed(rows, rate)
     raise CorruptRecordingError(
         f"the MATLAB file holds no ECG among its variables {sorted(found)[:10]}",
@@ -80,8 +85,13 @@ def parse_matlab(data: bytes) -> Parsed:
     )
 
 
-def _parsed(rows: npt.NDArray[Any], rate: float | None) -> Parsed:
-    return Parsed(rows.astype(np.float32), default_leads(len(rows)), rate, "matlab")
+def _parsed(
+    rows: npt.NDArray[Any], rate: float | None, unit: str | None = None, *notes: str
+) -> Parsed:
+    parsed = parsed_rows(
+        rows, default_leads(len(rows)), rate, "matlab", unit=None, are_leads=False, notes=notes
+    )
+    return parsed if unit is None else replace(parsed, presumed_unit=unit)
 
 
 def _rate_in(found: dict[str, Any]) -> float | None:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.ecg.formats.markup import decode_base64, number, parse_document, text_of
-from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, millivolts_per
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, parsed_rows
+from ecg_agent_ray.ecg.units import millivolts_per
 from ecg_agent_ray.errors import CorruptRecordingError
 
 __all__ = ["parse_muse"]
@@ -59,7 +60,7 @@ def _waveform(waveform: ElementTree.Element) -> Parsed:
     signal = np.full((len(rows), length), np.nan, dtype=np.float32)
     for target, row in zip(signal, rows, strict=True):
         target[: len(row)] = row
-    return Parsed(signal, names, base * 10.0**exponent, "muse-xml")
+    return parsed_rows(signal, names, base * 10.0**exponent, "muse-xml")
 
 
 def _millivolts(lead: ElementTree.Element, name: str) -> npt.NDArray[np.float32]:

@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ecg_agent_ray.ecg.channels import Channel
 from ecg_agent_ray.ecg.leads import STANDARD_LEADS
 from ecg_agent_ray.ecg.recording import MAX_LEADS, MAX_VALUES
 from ecg_agent_ray.errors import CorruptRecordingError
 
-__all__ = ["Parsed", "check_size", "default_leads", "millivolts_per", "orient"]
-
-_MILLIVOLTS = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "cv": 10.0, "dv": 100.0, "v": 1e3}
+__all__ = ["Parsed", "check_size", "default_leads", "joined", "orient", "parsed_rows"]
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A file's content before lead names are normalised: (leads, samples) in mV.
+    """A file's channels before it is decided which of them are an ECG.
 
-    ``sampling_rate`` is None where the file does not tell.
+    ``presumed_unit`` is what values without a unit are taken for, where the format has a custom;
+    ``notes`` tell what the reader took for granted, ``others`` what it set aside itself and why.
     """
 
-    signal: npt.NDArray[np.float32]
-    leads: Sequence[str]
-    sampling_rate: float | None
+    channels: Sequence[Channel]
     format: str
-    record_id: str | None = field(default=None)
+    record_id: str | None = None
+    presumed_unit: str | None = None
+    notes: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
-def millivolts_per(unit: str) -> float | None:
-    """How many mV one ``unit`` is; None for what is no voltage (``mmHg``, ``NU``)."""
-    cleaned = re.sub(r"[\s\[\]()]", "", unit).replace("µ", "u").replace("μ", "u").lower()
-    cleaned = {"millivolt": "mv", "microvolt": "uv", "volt": "v"}.get(cleaned.rstrip("s"), cleaned)
-    return _MILLIVOLTS.get(cleaned)
+def parsed_rows(
+    rows: npt.NDArray[np.generic],
+    names: Sequence[str],
+    rate: float | None,
+    file_format: str,
+    *,
+    unit: str | None = "mV",
+    are_leads: bool = True,
+    notes: tuple[str, ...] = (),
+) -> Parsed:
+    """Channels of one rate from (leads, samples); without a unit they are presumed to be in mV."""
+    channels = [
+        Channel(name, np.asarray(row), unit, rate, is_lead=are_leads)
+        for name, row in zip(names, rows, strict=True)
+    ]
+    presumed = "mV" if unit is None else None
+    return Parsed(channels, file_format, presumed_unit=presumed, notes=notes)
+
+
+def joined(channels: list[Channel]) -> list[Channel]:
+    """One channel for each lead; a lead's strips go to their places, the longest first."""
+    by_name: dict[tuple[str, float | None, str | None], list[Channel]] = {}
+    for channel in channels:
+        by_name.setdefault((channel.name, channel.rate, channel.unit), []).append(channel)
+    return [parts[0] if len(parts) == 1 else _join(parts) for parts in by_name.values()]
+
+
+def _join(parts: list[Channel]) -> Channel:
+    rate = parts[0].rate or 1.0
+    begin = min(part.start_s for part in parts)
+    firsts = [round((part.start_s - begin) * rate) for part in parts]
+    length = max(first + len(part.values) for first, part in zip(firsts, parts, strict=True))
+    check_size(1, length, "a lead in several strips")
+    row = np.full(length, np.nan)
+    for first, part in sorted(
+        zip(firsts, parts, strict=True), key=lambda pair: -len(pair[1].values)
+    ):
+        target = row[first : first + len(part.values)]
+        target[:] = np.where(np.isnan(target), part.values, target)
+    return replace(parts[0], values=row, start_s=begin)
 
 
 def check_size(n_leads: int, n_samples: int, what: str) -> None:

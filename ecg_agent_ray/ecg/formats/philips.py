@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ecg_agent_ray.ecg.formats.markup import decode_base64, number, parse_document
-from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, default_leads
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, default_leads, parsed_rows
 from ecg_agent_ray.ecg.formats.xli import decode_xli
 from ecg_agent_ray.ecg.leads import STANDARD_LEADS
 from ecg_agent_ray.ecg.recording import MAX_LEADS, MAX_VALUES
@@ -52,7 +52,7 @@ def parse_philips(data: bytes) -> Parsed:
     padding = _padding_start(units, round(1000 / microvolts))
     signal = ((units - zero) * (microvolts / 1000)).astype(np.float32)
     signal[:, padding:] = np.nan
-    return Parsed(signal, names[: len(units)], rate, "philips-xml")
+    return parsed_rows(signal, names[: len(units)], rate, "philips-xml")
 
 
 def _fact(

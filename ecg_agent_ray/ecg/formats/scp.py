@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, parsed_rows
 from ecg_agent_ray.ecg.formats.scp_huffman import HuffmanDecoder, parse_tables
+from ecg_agent_ray.ecg.leads import lead_of_code
 from ecg_agent_ray.errors import CorruptRecordingError, RecordingError
 
 __all__ = ["is_scp", "parse_scp"]
@@ -27,11 +28,6 @@ _RECORD_HEADER_BYTES = 6
 _LEAD, _BLOCK_HEAD = struct.Struct("<IIB"), struct.Struct("<HHBB")
 _BEATS_HEAD, _SUBTRACTION = struct.Struct("<HHH"), struct.Struct("<HIII")
 _HUFFMAN, _LEADS, _BEATS, _REFERENCE, _RHYTHM = 2, 3, 4, 5, 6
-# lead codes of EN 1064, table 5; the ones beyond are named by their number
-_LEAD_NAMES = {1: "I", 2: "II", 61: "III", 62: "aVR", 63: "aVL", 64: "aVF", 65: "-aVR"}
-_LEAD_NAMES |= {2 + i: f"V{i}" for i in range(1, 8)} | {8 + i: f"V{i}R" for i in range(2, 8)}
-_LEAD_NAMES |= {16: "X", 17: "Y", 18: "Z", 66: "V8", 67: "V9", 68: "V8R", 69: "V9R"}
-_LEAD_NAMES |= {70: "D", 71: "A", 72: "J"}
 _MAX_LEADS = 64
 _FEWEST_SAMPLES = 0.98
 """Share of the announced samples that must be there; some devices announce a few too many."""
@@ -98,7 +94,7 @@ def parse_scp(data: bytes) -> Parsed:
     signal, begin = _placed(leads, rows, rhythm.nanovolts)
     if subtracted:
         _add_reference_beats(signal, begin, sections, reference, rhythm, decoder)
-    return Parsed(signal, [lead.name for lead in leads], 1e6 / rhythm.interval_us, "scp-ecg")
+    return parsed_rows(signal, [lead.name for lead in leads], 1e6 / rhythm.interval_us, "scp-ecg")
 
 
 def _sections(data: bytes) -> dict[int, bytes]:
@@ -146,7 +142,7 @@ def _lead_definitions(section: bytes) -> tuple[bool, list[_Lead]]:
         first, last, code = _LEAD.unpack_from(section, 2 + i * _LEAD.size)
         if last < first:
             raise CorruptRecordingError(f"an SCP-ECG lead from sample {first} to {last}")
-        leads.append(_Lead(_LEAD_NAMES.get(code, f"lead {code}"), first, last - first + 1))
+        leads.append(_Lead(lead_of_code(code) or f"lead {code}", first, last - first + 1))
     return bool(section[1] & 1), leads
 
 

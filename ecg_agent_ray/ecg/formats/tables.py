@@ -1,265 +1,354 @@
-"""Plain arrays and tables: CSV, TSV, Parquet, NumPy ``.npy`` and ``.npz``.
+"""Tables: delimited text and Parquet. Columns are channels, rows samples.
 
-Columns are leads and rows samples (an array may lie either way; the shorter side is the leads).
-Values are mV unless a column says otherwise (``II (uV)``). The rate comes from a time column
-(``time``, ``t``, ``time_ms`` …) or an npz entry (``sampling_rate``, ``fs``); without one the caller
-must give it.
+What a column is follows from its name (``II (uV)``, ``Elapsed time``), from a line of units below
+it, and from its numbers. The rate comes from a column of times, or from the lines above the table;
+values without a unit are presumed to be in mV where that is possible.
 """
 
 from __future__ import annotations
 
-import io
+import json
 import re
-import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.formats.parsed import (
-    Parsed,
-    check_size,
-    default_leads,
-    millivolts_per,
-    orient,
+from ecg_agent_ray.ecg.channels import Channel, axis_kind, is_counter, name_kind
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, default_leads, orient, parsed_rows
+from ecg_agent_ray.ecg.formats.table_text import TextTable, decode_text, read_table
+from ecg_agent_ray.ecg.formats.table_times import (
+    SECONDS,
+    Timing,
+    seconds_of_texts,
+    timing_of,
+    unit_by_step,
 )
-from ecg_agent_ray.ecg.recording import MAX_VALUES
-from ecg_agent_ray.errors import CorruptRecordingError
+from ecg_agent_ray.ecg.units import is_unit_text, millivolts_per, tells_unit
+from ecg_agent_ray.errors import CorruptRecordingError, RecordingError
 
-__all__ = ["is_table_text", "parse_npy", "parse_npz", "parse_parquet", "parse_text"]
+__all__ = ["parse_parquet", "parse_text"]
 
-_MAX_ITEM_BYTES = 16
-_TIME = re.compile(
-    r"^(?:time|t|timestamp|seconds|sec|s|ms|msec)(?:[\s_(\[]+(?P<unit>\w+)[\])]?)?$", re.I
+_IN_BRACKETS = re.compile(r"^(?P<name>.*?)[\s_]*[\[(](?P<unit>[^\[\]()]+)[\])]\s*$")
+_BEHIND = re.compile(r"^(?P<name>.*\S?)(?:[\s_/,:]|\s+in\s+)+(?P<unit>[^\s_/,:]+)$", re.I)
+_ATTACHED = re.compile(r"^(?P<name>.*[^\W_])(?P<unit>[muµμ]V)$")
+_TIME_UNITS = {
+    "s": "s", "sec": "s", "secs": "s", "second": "s", "seconds": "s", "sekunden": "s",
+    "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms", "millisecond": "ms",
+    "us": "us", "µs": "us", "μs": "us", "usec": "us", "microseconds": "us",
+    "min": "min", "mins": "min", "minutes": "min",
+    "ns": "ns", "nsec": "ns", "nanoseconds": "ns",
+}  # fmt: skip
+_RATE_KEY = re.compile(
+    r"sampl|abtast|[ée]chantillon|muestr|campion|amostr|bemonster|^(?:fs|sfreq|frequency|rate)$",
+    re.I,
 )
-_INDEX = re.compile(r"^(?:unnamed: \d+|index|sample|samples|sample_number|n)$", re.I)
-_UNIT = re.compile(r"[\s_]*[\[(]\s*(?P<unit>[nuµμmcd]?v)\s*[\])]\s*$|_(?P<tail>[num]v)$", re.I)
-_SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6}
+_RATE_VALUE = re.compile(r"^(?P<number>\d+(?:[.,]\d+)?)\s*(?:hz|hertz|sps|samples/s.*)?$", re.I)
+_PAIR = re.compile(r"^\W*(?P<key>[^,;:=\t]+?)\W*[,;:=\t]\s*(?P<value>.*?)[\s,;]*$")
+_INTERVAL = re.compile(
+    r"^(?P<number>\d*\.?\d+) ?(?P<unit>" + "|".join(sorted(_TIME_UNITS, key=len)[::-1]) + ")$", re.I
+)
+_RATE_AGREES = 0.01
 _MOST_GAPS = 0.9
-_SIGNAL_KEYS = ("signal", "ecg", "feats", "val", "data", "p_signal", "x", "arr_0")
-_RATE_KEYS = ("sampling_rate", "curr_sample_rate", "sample_rate", "fs", "sfreq")
-_LEAD_KEYS = ("leads", "lead_names", "sig_name", "channels")
+_MOST_UNNAMED = 64
+_COLUMN_NUMBER = re.compile(r"(?:col(?:umn)?|unnamed:?)?[ _]?\d+", re.I)
 
 
-def parse_npy(data: bytes) -> Parsed:
-    """A NumPy array of numbers; never unpickles."""
-    array = _array(io.BytesIO(data), len(data), "the npy file")
-    rows = orient(array, "the npy file")
-    return Parsed(_numbers(rows), default_leads(len(rows)), None, "numpy")
+@dataclass
+class _Column:
+    """A column before it is known what it is: numbers, or texts where it holds none."""
+
+    name: str
+    unit: str | None
+    values: npt.NDArray[np.float64]
+    texts: Sequence[str] | None = None
 
 
-def parse_npz(data: bytes) -> Parsed:
-    """Arrays in a zip: the signal, and where present its rate and lead names."""
-    entries: dict[str, npt.NDArray[Any]] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for info in archive.infolist()[:100]:
-                name = info.filename.removesuffix(".npy")
-                if name not in _SIGNAL_KEYS + _RATE_KEYS + _LEAD_KEYS:
-                    continue
-                if info.file_size > MAX_VALUES * 8:
-                    raise CorruptRecordingError(f"npz entry {name} claims {info.file_size} bytes")
-                with archive.open(info) as stream:
-                    entries[name] = _array(stream, info.file_size, f"npz entry {name}")
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise CorruptRecordingError(f"broken npz file: {error}") from error
-    except Exception as error:  # zlib.error and what a damaged archive makes of the zip reader
-        if isinstance(error, CorruptRecordingError):
-            raise
-        raise CorruptRecordingError(f"broken npz file: {error}") from error
-    key = next((k for k in _SIGNAL_KEYS if k in entries), None)
-    if key is None:
-        raise CorruptRecordingError(
-            "the npz file holds no signal", hint=f"name the array one of {', '.join(_SIGNAL_KEYS)}"
-        )
-    rows = orient(entries[key], f"npz entry {key}")
-    rate_key = next((k for k in _RATE_KEYS if k in entries), None)
-    rate = None
-    if rate_key and entries[rate_key].size == 1 and entries[rate_key].dtype.kind in "iuf":
-        rate = float(entries[rate_key].reshape(-1)[0])
-    lead_key = next((k for k in _LEAD_KEYS if k in entries), None)
-    names = [str(n) for n in entries[lead_key].reshape(-1)] if lead_key else []
-    leads = names if len(names) == len(rows) else default_leads(len(rows))
-    return Parsed(_numbers(rows), leads, rate, "numpy")
+@dataclass
+class _Facts:
+    """What the lines above a table say."""
+
+    rate: float | None = None
+    unit: str | None = None
+    lead: str | None = None
+    columns: list[str] = field(default_factory=list)
 
 
-def _array(stream: Any, size: int, what: str) -> npt.NDArray[Any]:
-    """One npy array whose header's claim fits ``size`` bytes."""
-    try:
-        version = np.lib.format.read_magic(stream)
-        reader = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if reader is None:
-            raise ValueError(f"npy version {version}")
-        shape, fortran, dtype = reader(stream, max_header_size=10_000)
-        count = 1
-        for side in shape:
-            count *= int(side)
-        if dtype.kind not in "iufbU":
-            raise ValueError(f"holds {dtype} values, not numbers (objects are never unpickled)")
-        if count < 0 or count * dtype.itemsize > size:
-            raise ValueError(f"claims {shape} x {dtype} in {size} bytes (truncated?)")
-        data = stream.read(count * dtype.itemsize)
-        flat = np.frombuffer(data, dtype=dtype, count=count)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except Exception as error:  # the header is a Python literal: SyntaxError, TypeError, tokenize…
-        raise CorruptRecordingError(f"{what}: {error}") from error
+def parse_text(data: bytes) -> Parsed | None:
+    """The table in these bytes; None where they are none.
 
-
-def _numbers(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return rows.astype(np.float32)
-
-
-def is_table_text(data: bytes) -> bool:
-    """Whether these bytes begin as lines of numbers, after at most one line of names."""
-    head = data[:65536]
-    if b"\0" in head or not head.strip():
-        return False
-    lines = _lines(head)[:6]
-    lines = lines[:-1] if len(data) > len(head) and len(lines) > 1 else lines
-    body = [line for line in lines if line]
-    if not body:
-        return False
-    return _is_numeric_row(body[0]) or (len(body) > 1 and _is_numeric_row(body[1]))
-
-
-def _lines(data: bytes) -> list[str]:
-    text = data.decode("utf-8-sig", errors="replace")
-    return [s for line in text.splitlines() if (s := line.strip()) and not s.startswith("#")]
-
-
-def _delimiter(line: str) -> str:
-    return next((c for c in ("\t", ";", ",") if c in line), r"\s+")
-
-
-def _cells(line: str) -> list[str]:
-    return _split(line, _delimiter(line))
-
-
-def _split(line: str, delimiter: str) -> list[str]:
-    cells = line.split() if delimiter == r"\s+" else line.split(delimiter)
-    return [cell.strip().strip("\"'") for cell in cells]
-
-
-def _is_numeric_row(line: str) -> bool:
-    numbers = 0
-    for cell in _cells(line):
-        try:
-            numbers += bool(cell) and float(cell) is not None
-        except ValueError:
-            return False
-    return numbers > 0
-
-
-def parse_text(data: bytes) -> Parsed:
-    """Delimited text: tab, semicolon, comma or blanks; ``#`` comments; empty cells are gaps.
-
-    Parsed here, since pandas' C parser can be brought down by broken text.
+    Raises RecordingError where the table is ambiguous, CorruptRecordingError where it holds hardly
+    any numbers or no lead.
     """
-    lines = _lines(data)
-    names = None if _is_numeric_row(lines[0]) else _cells(lines[0])
-    delimiter = _delimiter(lines[0])
-    body = lines[1:] if names else lines
-    n_columns = len(names) if names else len(_cells(lines[0]))
-    check_size(n_columns, len(body), "the table")
-    values = _matrix(body, delimiter, n_columns)
-    if names is None:
-        rows = orient(values, "the table")
-        return Parsed(_numbers(rows), default_leads(len(rows)), None, "csv")
-    return _columns(names, values, "csv")
-
-
-def _matrix(lines: list[str], delimiter: str, n_columns: int) -> npt.NDArray[np.float64]:
-    """(rows, columns); NaN for cells that are empty, absent or no number."""
-    separator = None if delimiter == r"\s+" else delimiter
-    try:
-        values = np.loadtxt(lines, delimiter=separator, comments=None, quotechar='"', ndmin=2)
-        if values.shape == (len(lines), n_columns):
-            return values
-    except ValueError:
-        pass  # a gap or a stray word: the slower way below takes it cell by cell
-    values = np.full((len(lines), n_columns), np.nan)
-    for row, line in zip(values, lines, strict=True):
-        for column, cell in enumerate(_split(line, delimiter)[:n_columns]):
-            with suppress(ValueError):
-                row[column] = float(cell)
-    return values
+    text = decode_text(data)
+    table = None if text is None else read_table(text)
+    if table is None:
+        return None
+    facts = _facts(table.preamble)
+    names, units = _names(table, facts)
+    width = table.numbers.shape[1]
+    if names is None and not table.texts and width > table.numbers.shape[0]:
+        rows = orient(table.numbers, "the table")
+        return parsed_rows(
+            rows, default_leads(len(rows)), facts.rate, "csv", unit=None, are_leads=False
+        )
+    if names is None and width > _MOST_UNNAMED:
+        raise RecordingError(
+            f"{width} columns of {table.numbers.shape[0]} rows have no names: rows of many beats "
+            "are no recording",
+            hint="give one recording in a file, one column for each lead",
+        )
+    columns = [
+        _column(
+            names[i] if names else "",
+            units[i] if units else None,
+            table.numbers[:, i],
+            table.texts.get(i),
+        )
+        for i in range(width)
+    ]
+    return _parsed(columns, facts, "csv", named=names is not None)
 
 
 def parse_parquet(data: bytes) -> Parsed:
-    """A Parquet table with one column for each lead; columns that hold no numbers are left out."""
+    """A Parquet table with one column for each channel; columns of words are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         check_size(len(file.schema_arrow), file.metadata.num_rows, "the Parquet file")
-        numeric = [
-            i
-            for i, column in enumerate(file.schema_arrow)
-            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        ]
-        table = file.read(columns=[file.schema_arrow.names[i] for i in numeric])
-        names = list(table.column_names)
-        columns = [table.column(i).cast(pa.float64()).to_numpy() for i in range(len(names))]
-        values = np.stack(columns, axis=1) if columns else np.empty((0, 0))
+        columns = []
+        for i, column in enumerate(file.schema_arrow):
+            is_time = pa.types.is_timestamp(column.type) or pa.types.is_duration(column.type)
+            if not (
+                is_time or pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+            ):
+                continue
+            values = file.read(columns=[file.schema_arrow.names[i]]).column(0)
+            unit = None
+            if is_time:
+                unit = str(column.type.unit)
+                values = values.cast(pa.int64())
+            numbers = values.cast(pa.float64(), safe=False).to_numpy()
+            columns.append(_column(str(column.name), unit, numbers, None))
     except CorruptRecordingError:
         raise
     except Exception as error:  # Arrow's errors derive from several built-in ones
         raise CorruptRecordingError(f"broken Parquet file: {error}") from error
-    return _columns(names, values, "parquet")
+    return _parsed(columns, _Facts(), "parquet", named=True)
 
 
-def _columns(names: list[str], values: npt.NDArray[np.float64], file_format: str) -> Parsed:
-    """Leads, units and rate from the column names."""
-    names = [str(name).strip() for name in names]
-    rate: float | None = None
-    keep: list[int] = []
-    for position, name in enumerate(names):
-        if match := _TIME.match(name):
-            unit = match["unit"] or ("ms" if name.lower().startswith("ms") else "s")
-            rate = rate or _rate(values[:, position], unit)
-        elif not _INDEX.match(name):
-            keep.append(position)
-    if not keep:
-        raise CorruptRecordingError(f"no column of {names[:10]} is a lead")
-    rows = values[:, keep].T.copy()
-    check_size(rows.shape[0], rows.shape[1], "the table")
-    if np.isnan(rows).mean() > _MOST_GAPS:
-        raise CorruptRecordingError("the table holds hardly any numbers")
-    leads: list[str] = []
-    for row, position in zip(rows, keep, strict=True):
-        match = _UNIT.search(names[position])
-        unit = (match["unit"] or match["tail"]) if match else "mV"
-        with np.errstate(over="ignore", invalid="ignore"):
-            row *= millivolts_per(unit) or 1.0
-        leads.append(names[position][: match.start()] if match else names[position])
-    return Parsed(_numbers(rows), _named(leads), rate, file_format)
+def _column(
+    name: str,
+    unit: str | None,
+    values: npt.NDArray[np.float64],
+    texts: Sequence[str] | None,
+) -> _Column:
+    bare, own = _without_unit(name)
+    unit = (unit or own or "").strip("()[] \"'") or None
+    return _Column(bare, unit, values, texts)
 
 
-def _named(leads: Sequence[str]) -> list[str]:
-    """Column numbers (a header of 0, 1, 2 …) are no names."""
-    if all(re.fullmatch(r"(?:col(?:umn)?_?)?\d+", name, re.I) for name in leads):
-        return default_leads(len(leads))
-    return list(leads)
+def _without_unit(name: str) -> tuple[str, str | None]:
+    """A column's name and the unit in it: in brackets, behind a sign, or attached (``ECGmV``)."""
+    name = name.strip().strip("\"'").strip()
+    match = _IN_BRACKETS.match(name)
+    if match and is_unit_text(match["unit"]):
+        return match["name"].strip(), match["unit"].strip()
+    match = _BEHIND.match(name)
+    if match:
+        unit, bare = match["unit"], match["name"].rstrip(" _/,:")
+        # a V alone is more often a lead than volts
+        if millivolts_per(unit) is not None and unit not in ("V", "v") and bare:
+            return bare, unit
+        if unit.lower() in _TIME_UNITS and axis_kind(bare) == "time":
+            return bare, unit
+    match = _ATTACHED.match(name)
+    return (match["name"], match["unit"]) if match else (name, None)
 
 
-def _rate(times: npt.NDArray[np.float64], unit: str) -> float | None:
-    """Hz from a column of times; None where they do not step evenly upwards."""
-    scale = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "us": 1e-6}.get(
-        unit.lower()
+def _names(table: TextTable, facts: _Facts) -> tuple[list[str] | None, list[str] | None]:
+    """Column names and units from the lines above, where they have as many cells as the table."""
+    width = table.numbers.shape[1]
+    if len(facts.columns) == width:
+        return facts.columns, None
+    units: list[str] | None = None
+    for cells in reversed(table.header[-3:]):
+        if len(cells) == width - 1 and width > 1 and is_counter(table.numbers[:, 0]):
+            cells = ["", *cells]  # row numbers have no name
+        if len(cells) != width or _is_pair(cells):
+            continue
+        if units is None and _are_units(cells):
+            units = cells
+            continue
+        if all(_COLUMN_NUMBER.fullmatch(cell) for cell in cells):
+            return None, units
+        return cells, units
+    return None, units
+
+
+def _are_units(cells: Sequence[str]) -> bool:
+    told = [cell for cell in cells if cell]
+    if not told or not all(map(is_unit_text, told)):
+        return False
+    # a lone V is a lead's name as well
+    return any(cell.strip("()[] ").lower() != "v" for cell in told)
+
+
+def _is_pair(cells: Sequence[str]) -> bool:
+    """Whether a line of one or two cells is a fact and its value rather than names of columns."""
+    if len(cells) == 1:
+        return re.search(r"[,;:=]", cells[0]) is not None
+    return (
+        len(cells) == 2
+        and not is_unit_text(cells[0])
+        and (is_unit_text(cells[1]) or _RATE_VALUE.match(cells[1]) is not None)
+        and axis_kind(cells[0]) is None
     )
-    finite = times[np.isfinite(times)]
-    if scale is None or finite.size < 3:
+
+
+def _facts(preamble: Sequence[str]) -> _Facts:
+    facts = _Facts()
+    for line in preamble:
+        if "{" in line:
+            _add_json_facts(facts, line[line.index("{") :])
+            continue
+        match = _PAIR.match(line)
+        if match is None:
+            continue
+        key, value = match["key"].strip("\"' "), match["value"].strip("\"' ")
+        rate = _RATE_VALUE.match(value)
+        if rate and _RATE_KEY.search(key) and not re.search(r"interval|number|count", key, re.I):
+            facts.rate = facts.rate or float(rate["number"].replace(",", ".")) or None
+        elif millivolts_per(value) is not None and len(value) > 1:
+            facts.unit = facts.unit or value
+        elif facts.lead is None and name_kind(value) == "ecg" and len(value) < 24:
+            facts.lead = value
+    return facts
+
+
+def _add_json_facts(facts: _Facts, text: str) -> None:
+    """OpenSignals: a JSON object of devices with their rate, columns and sensors."""
+    try:
+        devices = json.loads(text)
+    except ValueError:
+        return
+    for device in devices.values() if isinstance(devices, dict) else ():
+        if not isinstance(device, dict):
+            continue
+        rate = device.get("sampling rate")
+        if isinstance(rate, (int, float)) and rate > 0:
+            facts.rate = facts.rate or float(rate)
+        columns = [str(name) for name in device.get("column") or ()]
+        sensors = dict(zip(device.get("label") or (), device.get("sensor") or (), strict=False))
+        facts.columns = [str(sensors.get(name) or name) for name in columns]
+
+
+def _parsed(columns: list[_Column], facts: _Facts, file_format: str, *, named: bool) -> Parsed:
+    """Channels from columns: times and row numbers are set aside, the rest are samples."""
+    others: dict[str, str] = {}
+    timings: dict[str, Timing] = {}
+    kept: list[_Column] = []
+    for position, column in enumerate(columns):
+        label = column.name or f"column {position + 1}"
+        kind = axis_kind(column.name) if named else None
+        if (column.unit or "").lower() in _TIME_UNITS and name_kind(column.name) == "unknown":
+            kind = "time"
+        may_count = kind == "index" or not column.name
+        if column.texts is not None:
+            times = seconds_of_texts(column.texts)
+            if np.isfinite(times).mean() > _MOST_GAPS and (timing := timing_of(times)):
+                timings[label] = timing
+            others[label] = "it is the time" if np.isfinite(times).any() else "it holds words"
+        elif kind == "time" or (may_count and is_counter(column.values)):
+            if timing := _numeric_timing(column, may_be_rows=kind != "time"):
+                timings[label] = timing
+            others[label] = "it is the time" if kind == "time" else "it counts the rows"
+        elif np.isnan(column.values).all():
+            others[label] = "it holds no numbers"
+        else:
+            kept.append(column)
+    if not kept:
+        raise CorruptRecordingError(
+            f"no column of the table is a lead ({', '.join(list(others)[:10])})"
+        )
+    if np.mean([np.isnan(column.values).mean() for column in kept]) > _MOST_GAPS:
+        raise CorruptRecordingError("the table holds hardly any numbers")
+    timing = _agreed(timings, facts.rate)
+    names = _lead_names([column.name for column in kept], facts)
+    channels = [
+        Channel(
+            name,
+            _with_gaps(column.values, timing),
+            column.unit or facts.unit,
+            facts.rate or (timing.rate if timing else None),
+        )
+        for name, column in zip(names, kept, strict=True)
+    ]
+    return Parsed(channels, file_format, presumed_unit="mV", others=others)
+
+
+def _numeric_timing(column: _Column, *, may_be_rows: bool) -> Timing | None:
+    if interval := _INTERVAL.match((column.unit or "").strip()):
+        return _counted_timing(column, interval)
+    unit = _TIME_UNITS.get((column.unit or "").strip().lower())
+    if unit is None and tells_unit(column.unit) and ":" not in str(column.unit):
         return None
-    # over the whole column, so that rounded times still give the exact rate
-    step = (finite[-1] - finite[0]) / (finite.size - 1) * scale
-    if not step > 0 or np.max(np.abs(np.diff(finite) * scale - step)) > 0.75 * step:
+    if unit is None:
+        words = re.split(r"[\W_]+", column.name.lower())
+        unit = next((_TIME_UNITS[word] for word in words if word in _TIME_UNITS), None)
+    if unit is None:
+        unit = unit_by_step(column.values)
+    if unit is None or (may_be_rows and float(column.values[1] - column.values[0]).is_integer()):
         return None
-    rate = 1.0 / step
-    return float(round(rate)) if abs(rate - round(rate)) < 2e-3 * rate else float(rate)
+    # from the first, so that times since an epoch keep their digits
+    return timing_of((column.values - column.values[0]) * SECONDS[unit])
+
+
+def _counted_timing(column: _Column, interval: re.Match[str]) -> Timing | None:
+    """Row numbers whose unit is the time between rows (``0.002777 sec``)."""
+    step = float(interval["number"]) * SECONDS[_TIME_UNITS[interval["unit"].lower()]]
+    last_digit = 10.0 ** -len(interval["number"].partition(".")[2]) / float(interval["number"])
+    if not step > 0 or timing_of(column.values * step) is None:
+        return None
+    rate = 1 / step
+    return Timing(
+        float(round(rate)) if abs(rate - round(rate)) <= rate * last_digit else rate, None
+    )
+
+
+def _agreed(timings: Mapping[str, Timing], told: float | None) -> Timing | None:
+    """The first column's timing. Raises RecordingError where the columns, or the lines above the
+    table, tell another rate."""
+    if not timings:
+        return None
+    (first, timing), *rest = timings.items()
+    for name, other in [*((n, t.rate) for n, t in rest), *([("the header", told)] if told else [])]:
+        if abs(other - timing.rate) > _RATE_AGREES * timing.rate:
+            raise RecordingError(
+                f"{first} steps at {timing.rate:g} Hz, {name} tells {other:g} Hz",
+                hint="leave the wrong one out of the file",
+            )
+    return timing
+
+
+def _with_gaps(values: npt.NDArray[np.float64], timing: Timing | None) -> npt.NDArray[np.float64]:
+    """Samples where their times put them."""
+    if timing is None or timing.rows is None:
+        return values
+    length = int(timing.rows[-1]) + 1
+    check_size(1, length, "the table with the gaps in its times")
+    placed = np.full(length, np.nan)
+    placed[timing.rows] = values
+    return placed
+
+
+def _lead_names(names: list[str], facts: _Facts) -> list[str]:
+    """Names, the file's one lead, or the customary ones where columns are only numbered."""
+    if all(not name or _COLUMN_NUMBER.fullmatch(name) for name in names):
+        if facts.lead is not None and len(names) == 1:
+            return [facts.lead]
+        return default_leads(len(names))
+    return [name or f"column {i + 1}" for i, name in enumerate(names)]

@@ -2,7 +2,7 @@
 
 The header and the plain integer formats (16, 61, 160, 80, 24, 32, 212) are decoded here, so that
 sizes are checked before anything is allocated and the CinC 2017 headers (date before time, CRLF)
-read; the rest (differences, packed, FLAC, skewed, multi-rate, multi-segment) goes to wfdb.
+read; the rest (differences, packed, FLAC, skewed) goes to wfdb.
 Format: https://physionet.org/physiotools/wag/header-5.htm and signal-5.htm.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size, millivolts_per
+from ecg_agent_ray.ecg.channels import Channel
+from ecg_agent_ray.ecg.formats.parsed import Parsed, check_size
 from ecg_agent_ray.errors import CorruptRecordingError
 
 __all__ = ["header_beside", "is_header", "read_wfdb"]
@@ -34,6 +35,7 @@ _SIGNAL = re.compile(
 )
 _DEFAULT_GAIN = 200.0
 _DEFAULT_RATE = 250.0
+_FORMATS = (0, 8, 16, 24, 32, 61, 80, 160, 212, 310, 311, 508, 516, 524)
 _BITS = {16: 16, 61: 16, 160: 16, 80: 8, 24: 24, 32: 32, 212: 12}
 _DTYPES = {16: "<i2", 61: ">i2", 160: "<u2", 80: "u1", 32: "<i4"}
 
@@ -59,6 +61,8 @@ class _Header:
     rate: float
     n_samples: int | None
     channels: tuple[_Channel, ...]
+    parts: tuple[tuple[str, int], ...] = ()
+    """Names and lengths of the segments."""
 
 
 def is_header(data: bytes) -> bool:
@@ -68,7 +72,13 @@ def is_header(data: bytes) -> bool:
         return False
     if match["segments"]:
         return bool(re.match(r"^\S+\s+\d+\s*$", lines[1]))
-    return bool(_SIGNAL.match(lines[1]))
+    # a table of whole numbers looks like a record line and signal lines, but for the file's name
+    signal = _SIGNAL.match(lines[1])
+    return bool(signal and int(signal["format"]) in _FORMATS and not _is_number(signal["file"]))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?[\d.,]+(?:e[+-]?\d+)?", text, re.I) is not None
 
 
 def header_beside(path: Path) -> Path | None:
@@ -82,7 +92,8 @@ def header_beside(path: Path) -> Path | None:
 def _names(header: Path, signal_file: Path) -> bool:
     with header.open("rb") as stream:
         data = stream.read(_MAX_HEADER_BYTES)
-    return is_header(data) and signal_file.name in data.decode("latin-1")
+    files = {line.split()[0] for line in _content_lines(data)[1:]}
+    return is_header(data) and signal_file.name in files
 
 
 def _content_lines(data: bytes) -> list[str]:
@@ -111,7 +122,23 @@ def _parse_header(path: Path) -> _Header:
     channels: tuple[_Channel, ...] = ()
     if segments == 1:
         channels = tuple(_channel(line, path.name) for line in lines[1 : 1 + n_signals])
-    return _Header(match["name"], segments, n_signals, rate, samples or None, channels)
+    parts = _parts(lines[1:], segments, path.name) if segments > 1 else ()
+    return _Header(match["name"], segments, n_signals, rate, samples or None, channels, parts)
+
+
+def _parts(lines: list[str], segments: int, where: str) -> tuple[tuple[str, int], ...]:
+    if len(lines) < segments:
+        raise CorruptRecordingError(
+            f"{where}: {segments} segments announced, {len(lines)} described, so the files beside "
+            "it cannot hold them"
+        )
+    parts = []
+    for line in lines[:segments]:
+        match = re.fullmatch(r"([^\s/\\]+)\s+(\d+)", line)
+        if match is None or match[1] in (".", ".."):
+            raise CorruptRecordingError(f"{where}: not a segment's line: {line[:80]!r}")
+        parts.append((match[1], int(match[2])))
+    return tuple(parts)
 
 
 def _number(text: str, where: str) -> float:
@@ -143,42 +170,42 @@ def _channel(line: str, where: str) -> _Channel:
 
 
 def read_wfdb(header_path: Path) -> Parsed:
-    """Read the record of this header. Raises CorruptRecordingError where file and header differ."""
+    """Read the record of this header, every signal at its own rate.
+
+    Raises CorruptRecordingError where header and files differ.
+    """
     header = _parse_header(header_path)
-    plain = header.segments == 1 and all(
-        c.format in _BITS and c.per_frame == 1 and c.skew == 0 for c in header.channels
-    )
-    return _read_plain(header, header_path) if plain else _read_by_library(header, header_path)
+    if header.segments > 1:
+        return _read_segments(header, header_path)
+    if all(channel.format in _BITS and channel.skew == 0 for channel in header.channels):
+        return _read_plain(header, header_path)
+    return _read_by_library(header, header_path)
 
 
 def _read_plain(header: _Header, path: Path) -> Parsed:
     groups: dict[str, list[_Channel]] = {}
     for channel in header.channels:
         groups.setdefault(channel.file, []).append(channel)
-    rows: list[npt.NDArray[np.float32]] = []
-    names: list[str] = []
-    n_samples = header.n_samples
+    found: list[Channel] = []
+    n_frames = header.n_samples
     for file, channels in groups.items():
-        raw, invalid = _decode(path.parent / file, channels, n_samples, path.name)
-        n_samples = raw.shape[1]
-        for row, channel in zip(raw, channels, strict=True):
-            scale = millivolts_per(channel.units)
-            if scale is None:
-                continue
-            factor = scale / (channel.gain or _DEFAULT_GAIN)
-            physical = (row.astype(np.float64) - channel.baseline) * factor
+        rows, invalid = _decode(path.parent / file, channels, n_frames, path.name)
+        n_frames = rows[0].size // channels[0].per_frame
+        for row, channel in zip(rows, channels, strict=True):
+            physical = (row.astype(np.float64) - channel.baseline) / (channel.gain or _DEFAULT_GAIN)
             physical[row == invalid] = np.nan
-            rows.append(physical.astype(np.float32))
-            names.append(channel.name or "ECG")
-    if not rows:
-        raise CorruptRecordingError(f"{path.name}: no signal is in volts")
-    return Parsed(np.stack(rows), names, header.rate, "wfdb", path.stem)
+            rate = header.rate * channel.per_frame
+            found.append(Channel(channel.name or "ECG", physical, channel.units, rate))
+    return Parsed(found, "wfdb", path.stem)
 
 
 def _decode(
-    path: Path, channels: list[_Channel], n_samples: int | None, where: str
-) -> tuple[npt.NDArray[np.integer], int]:
-    """ADC values (channels, samples) and the value that means "invalid"."""
+    path: Path, channels: list[_Channel], n_frames: int | None, where: str
+) -> tuple[list[npt.NDArray[np.integer]], int]:
+    """Each channel's ADC values and the value that means "invalid".
+
+    A file holds frames, in each of which every signal has its samples per frame in a row.
+    """
     first = channels[0]
     if any((c.format, c.offset) != (first.format, first.offset) for c in channels):
         raise CorruptRecordingError(f"{where}: signals in {path.name} differ in format or offset")
@@ -187,19 +214,26 @@ def _decode(
             f"{where}: its signal file {path.name} is missing", hint="put both files side by side"
         )
     bits = _BITS[first.format]
-    available = max(path.stat().st_size - first.offset, 0) * 8 // bits // len(channels)
-    if n_samples is not None and available < n_samples:
+    in_frame = sum(channel.per_frame for channel in channels)
+    if in_frame < 1 or min(channel.per_frame for channel in channels) < 1:
+        raise CorruptRecordingError(f"{where}: a signal without samples in a frame")
+    available = max(path.stat().st_size - first.offset, 0) * 8 // bits // in_frame
+    if n_frames is not None and available < n_frames:
         raise CorruptRecordingError(
-            f"{where}: {n_samples} samples announced, {path.name} holds {available} (truncated?)"
+            f"{where}: {n_frames} samples announced, {path.name} holds {available} (truncated?)"
         )
-    count = n_samples or available
-    check_size(len(channels), count, path.name)
-    n_values = count * len(channels)
+    count = n_frames or available
+    check_size(1, count * in_frame, path.name)
     with path.open("rb") as stream:
         stream.seek(first.offset)
-        data = stream.read(-(-n_values * bits // 8))
-    values = _unpack(data, first.format, n_values)
-    return values.reshape(count, len(channels)).T, -(1 << (bits - 1))
+        data = stream.read(-(-count * in_frame * bits // 8))
+    frames = _unpack(data, first.format, count * in_frame).reshape(count, in_frame)
+    ends = np.cumsum([channel.per_frame for channel in channels]).tolist()
+    rows = [
+        frames[:, end - channel.per_frame : end].reshape(-1)
+        for end, channel in zip(ends, channels, strict=True)
+    ]
+    return rows, -(1 << (bits - 1))
 
 
 def _unpack(data: bytes, wfdb_format: int, n_values: int) -> npt.NDArray[np.integer]:
@@ -220,26 +254,74 @@ def _unpack(data: bytes, wfdb_format: int, n_values: int) -> npt.NDArray[np.inte
     return plain.astype(np.int16) - 128 if wfdb_format == 80 else plain
 
 
-def _read_by_library(header: _Header, path: Path) -> Parsed:
-    size = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file())
-    claimed = (header.n_samples or 0) * header.n_signals
-    # the densest of the library's formats packs a value in one bit (FLAC of silence)
-    if header.n_samples is None or claimed > size * 64:
+def _read_segments(header: _Header, path: Path) -> Parsed:
+    """The signals of all segments, each by its own header; NaN where a segment lacks one."""
+    lengths = [length for _, length in header.parts]
+    total = header.n_samples or sum(lengths)
+    _check_files_can_hold(total * header.n_signals, path)
+    check_size(header.n_signals, max(total, sum(lengths)), path.name)
+    rows: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+    rates: dict[tuple[str, str], float] = {}
+    begin = 0
+    for name, length in header.parts:
+        # one of no length only describes the signals, "~" is a gap
+        if name != "~" and length > 0:
+            part = _segment(path.parent / f"{name}.hea", header, length)
+            for channel in part.channels:
+                key = (channel.name, channel.unit or "")
+                per_frame = round((channel.rate or header.rate) / header.rate)
+                if key not in rows:
+                    rows[key] = np.full(sum(lengths) * per_frame, np.nan)
+                    rates[key] = header.rate * per_frame
+                values = np.asarray(channel.values)
+                rows[key][begin * per_frame :][: values.size] = values
+        begin += length
+    if not rows:
+        raise CorruptRecordingError(f"{path.name}: its segments hold no signal")
+    found = [Channel(key[0], row, key[1], rates[key]) for key, row in rows.items()]
+    return Parsed(found, "wfdb", path.stem)
+
+
+def _segment(path: Path, whole: _Header, length: int) -> Parsed:
+    if not path.is_file():
         raise CorruptRecordingError(
-            f"{path.name}: {claimed} values announced, the files beside it cannot hold them"
+            f"its segment {path.name} is missing", hint="put all segments beside the header"
         )
+    header = _parse_header(path)
+    if header.segments > 1 or header.rate != whole.rate or (header.n_samples or length) != length:
+        raise CorruptRecordingError(
+            f"its segment {path.name} has another rate or length than is announced"
+        )
+    return read_wfdb(path)
+
+
+def _check_files_can_hold(n_values: int, path: Path) -> None:
+    size = sum(file.stat().st_size for file in path.parent.glob("*") if file.is_file())
+    # the densest of the formats packs a value in one bit (FLAC of silence); gaps take no room
+    if n_values > size * 64:
+        raise CorruptRecordingError(
+            f"{path.name}: {n_values} values announced, the files beside it cannot hold them"
+        )
+
+
+def _read_by_library(header: _Header, path: Path) -> Parsed:
+    if header.n_samples is None:
+        raise CorruptRecordingError(f"{path.name}: the header tells no number of samples")
+    _check_files_can_hold(header.n_samples * header.n_signals, path)
     import wfdb
 
     try:
-        record = wfdb.rdrecord(str(path.with_suffix("")), m2s=True)
-        signal = np.asarray(record.p_signal, dtype=np.float64).T
-        units = [millivolts_per(unit or "mV") for unit in record.units]
-        names = list(record.sig_name)
-        rate = float(record.fs)
+        record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
+        signals = [np.asarray(row, dtype=np.float64) for row in record.e_p_signal]
+        per_frame = [int(n or 1) for n in record.samps_per_frame]
+        found = [
+            Channel(name or "ECG", row, unit or "mV", float(record.fs) * n)
+            for name, row, unit, n in zip(
+                record.sig_name, signals, record.units, per_frame, strict=True
+            )
+        ]
     except Exception as error:  # the library raises what its parsing happens to hit
         raise CorruptRecordingError(f"{path.name}: {type(error).__name__}: {error}") from error
-    keep = [i for i, unit in enumerate(units) if unit is not None]
-    if signal.ndim != 2 or not keep:
-        raise CorruptRecordingError(f"{path.name}: no signal is in volts")
-    scaled = np.stack([signal[i] * units[i] for i in keep]).astype(np.float32)
-    return Parsed(scaled, [names[i] or "ECG" for i in keep], rate, "wfdb", path.stem)
+    if not found:
+        raise CorruptRecordingError(f"{path.name}: the record holds no signal")
+    return Parsed(found, "wfdb", path.stem)
