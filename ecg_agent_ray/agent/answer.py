@@ -16,15 +16,19 @@ from ecg_agent_ray.facts import (
     Level,
     fill,
     knowledge,
+    urgent_entry,
     urgent_lines,
 )
 
 __all__ = ["opening", "standing_in", "unstated"]
 
 
-def opening(sheet: FactSheet, known: FactSheet) -> str:
-    """The urgent line of dangerous facts that are new in this turn; empty without any."""
-    return " ".join(urgent_lines(sheet, known))
+def opening(question: str, sheet: FactSheet, known: FactSheet, level: Level) -> str:
+    """What is said first: what to do in the emergency that the user tells of, and the urgent line
+    of dangerous facts that are new in this turn; empty without any."""
+    entry = urgent_entry(question)
+    said = [knowledge()[entry].texts[level]] if entry else []
+    return " ".join([*said, *urgent_lines(sheet, known)])
 
 
 def standing_in(

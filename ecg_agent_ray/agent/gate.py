@@ -8,7 +8,7 @@ from typing import Any
 
 from ecg_agent_ray.agent.claims import sentences
 from ecg_agent_ray.agent.grounding import check_grounding, correct_rounding
-from ecg_agent_ray.facts import SLOT, FactSheet, Level, StrictGuard, fill
+from ecg_agent_ray.facts import SLOT, FactSheet, Level, StrictGuard, fill, urgent_entry
 
 __all__ = ["AnswerGate", "Gate", "StrictGate"]
 
@@ -93,6 +93,8 @@ class StrictGate(Gate):
     def __init__(self, sheet: FactSheet, *, question: str = "", level: Level = "B") -> None:
         super().__init__()
         self.guard = StrictGuard(sheet, level=level, question=question)
+        if entry := urgent_entry(question):
+            self.guard.quoted.add(entry)  # it has been said before the answer
 
     def check(self, sentence: str) -> str:
         before = len(self.guard.left_out)

@@ -28,7 +28,7 @@ _LETTERS = r"\u0100-\u167f\u1681-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff"
 _LATER = r"\u3001-\ud7ff\ue000-\ufdcf\ufdf0-\ufefe\uff00-\uffef\U00010000-\U0001fffd"
 _WIDE = rf"\xa1-\xff{_LETTERS}{_LATER}"
 _VISIBLE = rf"\x21-\x7e{_WIDE}"
-_MOST_SENTENCES = 5
+_MOST_SENTENCES = 3
 _MOST_WORDS = 24
 """A weak model that goes round would else fill its budget with what nobody reads."""
 _ABBREVIATIONS = {

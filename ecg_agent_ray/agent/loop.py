@@ -394,12 +394,12 @@ class _UserTurn:
         yield ContentDelta(passed)
 
     def _urgent(self) -> Iterator[Event]:
-        """The urgent line of what this turn's tools gave, once."""
+        """What has to be said before the answer, once."""
         self.urgent_said = True
-        if not (self.agent.safety_advice and self.results):
+        if not self.agent.safety_advice:
             return
         known = FactSheet.read([result.output for result in self.history.results])
-        self.urgent = opening(self._sheet(), known)
+        self.urgent = opening(self.history.question, self._sheet(), known, self.agent.level)
         if self.urgent:
             self._mark("first_content_s")
             yield ContentDelta(self.urgent)

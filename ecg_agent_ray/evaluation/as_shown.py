@@ -58,7 +58,7 @@ class ShownAnswers:
             )
         if missing := unstated(question, fresh, sent):
             sent += f" {value_sentence(missing)}"
-        first = opening(sheet, FactSheet.read(before)) if fresh else ""
+        first = opening(question, sheet, FactSheet.read(before), self.agent.level)
         text = f"{first} {sent}" if first else sent
         return Turn.answer(turn.assistant_action, turn.thought or "", text)
 

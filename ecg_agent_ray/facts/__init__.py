@@ -8,7 +8,7 @@ from ecg_agent_ray.facts.groups import GROUPS, IMPLIED_BY
 from ecg_agent_ray.facts.guard import StrictGuard
 from ecg_agent_ray.facts.knowledge import NOT_IN_KNOWLEDGE, Entry, Level, knowledge, sources
 from ecg_agent_ray.facts.quantities import ALL_QUANTITIES, QUANTITIES, Quantity, measured, rounded
-from ecg_agent_ray.facts.retrieval import ALWAYS, best_entries, retriever
+from ecg_agent_ray.facts.retrieval import ALWAYS, best_entries, retriever, urgent_entry
 from ecg_agent_ray.facts.sheet import FactSheet, Finding
 from ecg_agent_ray.facts.slotify import slotify, uncurated
 from ecg_agent_ray.facts.slots import SLOT, Slot, fill, named_numbers, offered, parse_slot
@@ -54,5 +54,6 @@ __all__ = [
     "sources",
     "statement_name",
     "uncurated",
+    "urgent_entry",
     "urgent_lines",
 ]

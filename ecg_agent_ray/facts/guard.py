@@ -68,6 +68,8 @@ class StrictGuard:
         Characters of the model's text that were shown and left out.
     left_out
         The clauses that were left out, for reports.
+    quoted
+        Ids of the entries quoted so far; an entry is quoted once.
     """
 
     sheet: FactSheet
@@ -76,8 +78,8 @@ class StrictGuard:
     kept: int = 0
     dropped: int = 0
     left_out: list[str] = field(default_factory=list)
+    quoted: set[str] = field(default_factory=set)
     _last: str | None = None
-    _quoted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._last = self._asked()
@@ -136,7 +138,7 @@ class StrictGuard:
             words = [t.text for t in tokens if t.kind == "word"]
             return _plain(tokens) if _fits(words, "grammar", "courteous", *question) else None
         quoted = {token.slot.subject for token in slots if token.slot and token.slot.head == "know"}
-        if quoted & self._quoted or len(quoted | self._quoted) > _MOST_QUOTED:
+        if quoted & self.quoted or len(quoted | self.quoted) > _MOST_QUOTED:
             return None
         texts = {}
         for token in slots:
@@ -146,7 +148,7 @@ class StrictGuard:
             texts[id(token)] = text
         if not self._framed(tokens):
             return None
-        self._quoted |= quoted
+        self.quoted |= quoted
         self._last = _last_quantity(tokens, self._last)
         return "".join(texts.get(id(token), token.text) for token in tokens).strip()
 

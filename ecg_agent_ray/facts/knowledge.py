@@ -23,7 +23,8 @@ class Entry:
     """One piece of general knowledge.
 
     ``questions`` are wordings that it answers, for retrieval; ``texts`` the answer by register;
-    ``sources`` keys of :func:`sources`.
+    ``sources`` keys of :func:`sources`. ``urgent`` entries say what to do in an emergency; one that
+    fits a question best is said whatever the model answers.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Entry:
     questions: tuple[str, ...]
     texts: Mapping[str, str]
     sources: tuple[str, ...]
+    urgent: bool = False
 
     def text(self, level: Level) -> str:
         """The answer without its last full stop, as a slot's text."""
@@ -54,6 +56,7 @@ def knowledge() -> Mapping[str, Entry]:
             tuple(row["questions"]),
             {level: row[level] for level in ("A", "B", "C")},
             tuple(row["sources"]),
+            bool(row.get("urgent", False)),
         )
     return entries
 

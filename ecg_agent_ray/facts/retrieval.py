@@ -21,11 +21,13 @@ import numpy.typing as npt
 
 from ecg_agent_ray.facts.knowledge import NOT_IN_KNOWLEDGE, knowledge
 
-__all__ = ["ALWAYS", "Retriever", "best_entries", "retriever"]
+__all__ = ["ALWAYS", "Retriever", "best_entries", "retriever", "urgent_entry"]
 
 ALWAYS = (NOT_IN_KNOWLEDGE, "off_topic")
 """Entries that a model may quote whatever the question."""
 
+_SURE = 0.6
+"""Cosine from which a question is taken for the emergency that an entry speaks of."""
 _MAX_TOKENS = 64
 _CONTEXT_WEIGHT = 0.85
 """How much the question read with the message before it counts against the question alone."""
@@ -101,3 +103,13 @@ def best_entries(question: str, before: str = "", n: int = 5) -> tuple[str, ...]
     """Ids of the entries to put before the model for a question; see :class:`Retriever`."""
     known = knowledge()
     return tuple(e for e in retriever().best(question, before=before, n=n) if e in known)
+
+
+@lru_cache(maxsize=4096)
+def urgent_entry(question: str) -> str | None:
+    """The emergency entry that fits a message best of all entries, None where another does."""
+    found = retriever()
+    scores = found.scores(question)
+    best = int(np.argmax(scores))
+    entry = knowledge().get(found.ids[best])
+    return entry.id if entry is not None and entry.urgent and scores[best] >= _SURE else None

@@ -16,10 +16,10 @@ from ecg_agent_ray.agent import (
     TransformersEngine,
     check_grounding,
 )
-from ecg_agent_ray.agent.safety import EMERGENCY_ADVICE
 from ecg_agent_ray.agent.toolbox import choose_explained_label, failed_result
 from ecg_agent_ray.dialogue import Action
 from ecg_agent_ray.errors import InputError
+from ecg_agent_ray.facts import knowledge
 
 MEASURE = "Action: call_measurement_tool\nThought: I measure.\n"
 CLASSIFY = "Action: call_classification_tool\nThought: I classify.\n"
@@ -137,9 +137,10 @@ def test_an_emergency_gets_advice() -> None:
     question = user("I have crushing chest pain and I fainted, is my ECG ok?")
     final = Agent(ReplayEngine(say("I cannot say."))).respond(question)
     assert final.safety_advice_added
-    assert final.content.endswith(EMERGENCY_ADVICE)
+    assert final.content.startswith(knowledge()["chest_pain_now"].texts["B"])
+    unlisted = user("Could this be a heart attack, with sweat on my arm?")
     engine = ReplayEngine(say("Please call an ambulance now."))
-    assert not Agent(engine).respond(question).safety_advice_added
+    assert "ambulance" in Agent(engine).respond(unlisted).content
     engine = ReplayEngine(say("I cannot say."))
     assert not Agent(engine, safety_advice=False).respond(question).safety_advice_added
 
