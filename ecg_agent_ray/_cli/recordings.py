@@ -53,18 +53,19 @@ def info(files: Files, as_json: AsJson = False, *, reading: Mapping[str, Any]) -
     def work(file: str) -> dict[str, Any]:
         recording = ecg.read(file, **reading)
         quality = ecg.assess_quality(recording)
-        return {
+        found: dict[str, Any] = {
             "record_id": recording.record_id,
             "format": recording.format,
             "leads": list(recording.leads),
             "sampling_rate": recording.sampling_rate,
             "duration_s": round(recording.duration_s, 6),
-            "other_channels": list(recording.other_channels),
-            "notes": _reader_notes(recording),
             "quality": {
                 lead: {"status": q.status, "reason": q.reason} for lead, q in quality.items()
             },
+            "other_channels": list(recording.other_channels),
         }
+        notes = _reader_notes(recording)
+        return found | ({"notes": notes} if notes else {})
 
     each_file(files, work, as_json=as_json, show=_show_info)
 
@@ -125,7 +126,7 @@ def _show_measurement(result: Mapping[str, Any]) -> None:
 
 def _show_notes(result: Mapping[str, Any]) -> None:
     """What was done to the recording, and what that means for the result."""
-    for note in result["notes"]:
+    for note in result.get("notes", ()):
         console.print(f"  note: {note}", style="yellow")
 
 

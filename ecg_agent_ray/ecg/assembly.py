@@ -86,8 +86,7 @@ def assemble(parsed: Parsed, stem: str, options: ReadingOptions) -> Recording:
             f"no channel is an ECG ({told or 'there is none'})",
             hint="name the channels with lead_names if one is",
         )
-    rate = _rate(kept[0].rate, parsed.format, options.sampling_rate)
-    scaled, notes = _in_millivolts(kept, parsed, options)
+    rate, scaled, notes = _rate_and_millivolts(kept, parsed, options)
     signal = _placed(scaled, rate)
     signal, leads = derive_limb_leads(signal, unique_leads([c.name or "ECG" for c in kept]))
     if parsed.format in _CLINICAL_FORMATS:
@@ -156,6 +155,26 @@ def _at_one_rate(
     ]
 
 
+def _rate_and_millivolts(
+    channels: list[Channel], parsed: Parsed, options: ReadingOptions
+) -> tuple[float, list[Channel], list[str]]:
+    """What a file tells neither of is asked for at once."""
+    problems: list[RecordingError] = []
+    try:
+        rate = _rate(channels[0].rate, parsed.format, options.sampling_rate)
+    except RecordingError as error:
+        problems.append(error)
+    try:
+        scaled, notes = _in_millivolts(channels, parsed, options)
+    except RecordingError as error:
+        problems.append(error)
+    if problems:
+        hints = "; ".join(error.hint for error in problems if error.hint)
+        message = "; ".join(error.message for error in problems)
+        raise RecordingError(message, hint=hints or None)
+    return rate, scaled, notes
+
+
 def _rate(told: float | None, file_format: str, given: float | None) -> float:
     if told is None:
         if given is None:
@@ -190,6 +209,8 @@ def _in_millivolts(
                 raise _no_unit(channel)
             if options.unit is None and _typical_swing(channel) * factor > _TYPICAL_MOST_MV:
                 raise _no_unit(channel, _typical_swing(channel))
+            if options.unit is None and parsed.presumption not in ("", *notes):
+                notes.append(parsed.presumption)
         scaled.append(replace(channel, values=_scaled(channel.values, zero, factor)))
     if zeros - {0.0}:
         text = ", ".join(f"{zero:g}" for zero in sorted(zeros))

@@ -52,6 +52,7 @@ def test_a_bad_file_has_its_own_line_and_the_others_go_on(
         "sampling_rate",
         "duration_s",
         "quality",
+        "other_channels",
     ]
 
 

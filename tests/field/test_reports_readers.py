@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 import wfdb
 
 from ecg_agent_ray import ecg
@@ -319,3 +320,15 @@ def test_rows_of_beats_are_no_recording() -> None:
     rows = [",".join(f"{v:.3e}" for v in RNG.random(188)) for _ in range(300)]
     with pytest.raises(RecordingError, match="rows of many beats"):
         ecg.read("\n".join(rows).encode(), sampling_rate=125)
+
+
+def test_whole_numbers_in_a_challenge_file_and_in_another() -> None:
+    """PhysioNet's ATM writes counts into ``val``, whose gain stands in a file beside it."""
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"val": np.stack([SIGNAL, SIGNAL]).astype(np.int16)})
+    presumed = ecg.read(buffer.getvalue(), sampling_rate=360)
+    assert np.allclose(presumed.signal, SIGNAL / 1000)
+    assert "1000 counts per mV" in presumed.notes[0]
+    given = ecg.read(buffer.getvalue(), sampling_rate=360, gain=200)
+    assert not any("1000" in note for note in given.notes)
+    assert np.allclose(np.ptp(given.signal), np.ptp(SIGNAL) / 200)

@@ -77,7 +77,7 @@ def parse_matlab(data: bytes) -> Parsed:
         elif isinstance(value, np.ndarray) and value.size > 1:
             rows = orient(value, f"variable {name}")
             if name == "val" and rows.dtype.kind in "iu":
-                return _parsed(rows, rate, _CHALLENGE_UNIT, _CHALLENGE_NOTE)
+                return _parsed(rows, rate, challenge=True)
             return _parsed(rows, rate)
     raise CorruptRecordingError(
         f"the MATLAB file holds no ECG among its variables {sorted(found)[:10]}",
@@ -85,13 +85,11 @@ def parse_matlab(data: bytes) -> Parsed:
     )
 
 
-def _parsed(
-    rows: npt.NDArray[Any], rate: float | None, unit: str | None = None, *notes: str
-) -> Parsed:
-    parsed = parsed_rows(
-        rows, default_leads(len(rows)), rate, "matlab", unit=None, are_leads=False, notes=notes
-    )
-    return parsed if unit is None else replace(parsed, presumed_unit=unit)
+def _parsed(rows: npt.NDArray[Any], rate: float | None, *, challenge: bool = False) -> Parsed:
+    parsed = parsed_rows(rows, default_leads(len(rows)), rate, "matlab", unit=None, are_leads=False)
+    if not challenge:
+        return parsed
+    return replace(parsed, presumed_unit=_CHALLENGE_UNIT, presumption=_CHALLENGE_NOTE)
 
 
 def _rate_in(found: dict[str, Any]) -> float | None:

@@ -20,7 +20,8 @@ __all__ = ["Parsed", "check_size", "default_leads", "joined", "orient", "parsed_
 class Parsed:
     """A file's channels before it is decided which of them are an ECG.
 
-    ``presumed_unit`` is what values without a unit are taken for, where the format has a custom;
+    ``presumed_unit`` is what values without a unit are taken for, where the format has a custom,
+    and ``presumption`` says so where the custom is not everybody's;
     ``notes`` tell what the reader took for granted, ``others`` what it set aside itself and why.
     """
 
@@ -28,6 +29,7 @@ class Parsed:
     format: str
     record_id: str | None = None
     presumed_unit: str | None = None
+    presumption: str = ""
     notes: tuple[str, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,7 +42,6 @@ def parsed_rows(
     *,
     unit: str | None = "mV",
     are_leads: bool = True,
-    notes: tuple[str, ...] = (),
 ) -> Parsed:
     """Channels of one rate from (leads, samples); without a unit they are presumed to be in mV."""
     channels = [
@@ -48,7 +49,7 @@ def parsed_rows(
         for name, row in zip(names, rows, strict=True)
     ]
     presumed = "mV" if unit is None else None
-    return Parsed(channels, file_format, presumed_unit=presumed, notes=notes)
+    return Parsed(channels, file_format, presumed_unit=presumed)
 
 
 def joined(channels: list[Channel]) -> list[Channel]:
