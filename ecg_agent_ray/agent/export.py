@@ -58,7 +58,7 @@ def export_merged(agent: str | Path, output: str | Path, *, dtype: str = "bfloat
     tokenizer = load_tokenizer(manifest.base_model)
     tokenizer.chat_template = ChatFormat(tokenizer).template
     tokenizer.save_pretrained(target)
-    write_manifest(target, manifest)
+    write_manifest(target, manifest.model_copy(update={"fallback": None}))
     for name in ("README.md", DRAFTS_NAME):
         if (source / name).is_file():
             shutil.copy(source / name, target)

@@ -16,19 +16,15 @@ from typing import Any, Literal
 from ecg_agent_ray.agent.claims import NumberClaim, number_claims, sentences, statement_claims
 from ecg_agent_ray.agent.ratings import misrating, misrating_after, misratings_by_name, only_value
 from ecg_agent_ray.dialogue.render import parse_tool_output
+from ecg_agent_ray.facts.quantities import QUANTITIES
 
 __all__ = ["Evidence", "Violation", "check_grounding", "correct_rounding", "faithful_sentences"]
 
 _PERCENT_ENTRY = re.compile(r"^\s*(?P<code>.+?)\s*\((?P<percent>\d+(?:\.\d+)?)\s*%\)")
 _NUMERAL = re.compile(r"\d+(?:[.,]\d+)?")
 _PLACE = re.compile(r"(?P<name>time|freq)=(?P<low>[\d.]+)-(?P<high>[\d.]+)")
-_TIME_KEYS = ("pr_interval", "qrs_duration", "qtc_interval")
-_DETAIL_KEYS = {
-    "heart_rate_bpm": "heart_rate",
-    "pr_ms": "pr_interval",
-    "qrs_ms": "qrs_duration",
-    "qtc_bazett_ms": "qtc_interval",
-}
+_TIME_KEYS = tuple(key for key, item in QUANTITIES.items() if item.unit == "ms")
+_DETAIL_KEYS = {item.detail: key for key, item in QUANTITIES.items()}
 
 _IMPLIED_BY_STATEMENT: Mapping[str, tuple[str, ...]] = {
     "SR": ("STACH", "SBRAD", "SARRH"),

@@ -10,6 +10,7 @@ a folder                  ``ecg_agent.json`` with a PEFT adapter, or with merged
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL
+from ecg_agent_ray.agent.base_model import LAPTOP_BASE_MODEL, resolve_base_model
 from ecg_agent_ray.agent.drafts import read_drafts
-from ecg_agent_ray.agent.engine import Engine
+from ecg_agent_ray.agent.engine import Engine, GenerationRequest
 from ecg_agent_ray.agent.loop import Agent
 from ecg_agent_ray.agent.speech import Speech
 from ecg_agent_ray.dialogue import PROMPT_VERSION, LeadConfiguration
-from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
+from ecg_agent_ray.errors import ConfigError, ModelNotFoundError, WeightsUnavailableError
 
 __all__ = [
     "BUILTIN_AGENT",
@@ -42,7 +43,10 @@ MANIFEST_NAME = "ecg_agent.json"
 BUILTIN_AGENT = Path(__file__).resolve().parent.parent / "_data" / "agent"
 
 ENGINES = ("transformers", "openvino")
-"""What can run local weights; the first is the default, the second is for a device's CPU."""
+"""What can run local weights; the second is for a device's CPU. ``auto`` chooses."""
+_WORTH_CONVERTING = range(500_000_000, 4_000_000_000)
+"""Bytes of weights for which ``auto`` takes OpenVINO: below, torch answers within a second and the
+minute of conversion is not worth it; above, the conversion needs more memory than a device has."""
 
 
 class AgentManifest(BaseModel):
@@ -53,6 +57,11 @@ class AgentManifest(BaseModel):
     base_model: str = Field(
         default=LAPTOP_BASE_MODEL,
         description="What an adapter was trained on; see base_model. Unused with merged weights.",
+    )
+    fallback: str | None = Field(
+        default=None,
+        description="Folder of another agent, seen from this one's, which takes its place where "
+        "the base model's weights are not available.",
     )
     lead_configuration: LeadConfiguration = "12-lead"
     prompt_version: str = PROMPT_VERSION
@@ -103,7 +112,8 @@ def load_agent(
     level
         CEFR level of the answers.
     engine
-        What runs local weights, one of :data:`ENGINES`; None takes the first.
+        What runs local weights, one of :data:`ENGINES`; None and ``auto`` take openvino on a CPU
+        for models of half a billion weights or more, if it is installed, else transformers.
     device, dtype
         For local weights; None chooses.
     **options
@@ -121,8 +131,10 @@ def load_agent(
         The engine is not installed.
     """
     text = str(source)
+    if engine == "auto":
+        engine = None
     if engine not in (None, *ENGINES):
-        raise ConfigError(f"no engine {engine!r}", hint=f"use one of {', '.join(ENGINES)}")
+        raise ConfigError(f"no engine {engine!r}", hint=f"use auto or one of {', '.join(ENGINES)}")
     if text.startswith("models:/"):
         raise ConfigError(
             f"{text} has to be resolved to a folder first", hint="use registry.resolve"
@@ -143,7 +155,7 @@ def load_agent(
             manifest.prompt_version,
             PROMPT_VERSION,
         )
-    return Agent(
+    agent = Agent(
         _local_engine(manifest, folder, text, engine, device, dtype),
         lead_configuration or manifest.lead_configuration,
         level=level,
@@ -152,6 +164,8 @@ def load_agent(
         name=text,
         **options,
     )
+    agent.engine.warm([agent.system], [GenerationRequest()])
+    return agent
 
 
 def _manifest(source: str) -> tuple[AgentManifest, Path | None]:
@@ -159,7 +173,16 @@ def _manifest(source: str) -> tuple[AgentManifest, Path | None]:
     if source.startswith("base:"):
         return AgentManifest(base_model=source.removeprefix("base:")), None
     folder = BUILTIN_AGENT if source == "builtin:" else Path(source).expanduser()
-    return read_manifest(folder), folder
+    manifest = read_manifest(folder)
+    if manifest.fallback is None:
+        return manifest, folder
+    try:
+        resolve_base_model(manifest.base_model)
+    except WeightsUnavailableError as error:
+        other = folder / manifest.fallback
+        _log.warning("%s; the agent in %s takes the place of %s", error, other.resolve(), source)
+        return read_manifest(other), other
+    return manifest, folder
 
 
 def agent_weights(source: str | Path = "builtin:") -> tuple[str, Path | None]:
@@ -190,6 +213,8 @@ def _local_engine(
 ) -> Engine:
     base_model, adapter = _weights(manifest, folder)
     drafts = read_drafts(folder)
+    if engine is None:
+        engine = _chosen_engine(base_model, device, dtype)
     if engine == "openvino":
         from ecg_agent_ray.agent.openvino_engine import OpenVINOEngine
 
@@ -201,6 +226,23 @@ def _local_engine(
     return TransformersEngine(
         base_model, adapter, device=device, dtype=dtype, drafts=drafts, name=name
     )
+
+
+def _chosen_engine(base_model: str, device: str | None, dtype: str | None) -> str:
+    """The faster engine for this model here; whoever names a dtype means torch's."""
+    installed = all(importlib.util.find_spec(name) for name in ("openvino", "nncf"))
+    if not installed or dtype is not None or device not in (None, "cpu"):
+        return "transformers"
+    import torch
+    from transformers import AutoConfig
+
+    from ecg_agent_ray.agent.openvino_model import can_convert
+
+    folder = Path(resolve_base_model(base_model))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if (device is None and torch.cuda.is_available()) or size not in _WORTH_CONVERTING:
+        return "transformers"
+    return "openvino" if can_convert(AutoConfig.from_pretrained(folder)) else "transformers"
 
 
 def write_manifest(folder: str | Path, manifest: AgentManifest) -> Path:

@@ -69,6 +69,11 @@ class ChatCompletionsEngine(ABC):
         """True: the endpoint knows its context, and refuses what is too long."""
         return True
 
+    def warm(  # noqa: B027 - a method that does nothing, for all endpoints
+        self, messages: Sequence[Message], requests: Sequence[GenerationRequest] = ()
+    ) -> None:
+        """Nothing: the endpoint keeps its own prefixes."""
+
     def generate(self, messages: Sequence[Message], request: GenerationRequest) -> Generation:
         """Start the next message; the request is sent when the result is iterated."""
         grammar = message_grammar(request)  # also checks the request

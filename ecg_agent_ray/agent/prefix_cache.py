@@ -162,6 +162,13 @@ class PrefixCache:
                 cache.crop(-surplus)
             return cache, shared
 
+    def holds(self, tokens: Sequence[int]) -> bool:
+        """Whether a stored sequence begins with ``tokens``."""
+        with self._lock:
+            return any(
+                _common_prefix(stored, tokens) == len(tokens) for stored, _ in self._store.values()
+            )
+
     def put(self, tokens: Sequence[int], cache: KeyValues) -> None:
         """Keep ``cache``, which holds exactly ``tokens``."""
         if not tokens or self._entries < 1:

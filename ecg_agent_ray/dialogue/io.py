@@ -119,10 +119,13 @@ def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> Path:
 
 
 def dialogue_files(source: str | Path) -> list[Path]:
-    """The files of a path or of a hub's data set, in the order of their names.
+    """The files of a path, of a shipped part or of a hub's data set, in the order of their names.
 
-    Raises :class:`DialogueError` where there are none.
+    ``builtin:train`` and ``builtin:held_out`` are the parts of the data set that the package
+    carries. Raises :class:`DialogueError` where there are none.
     """
+    if str(source).startswith("builtin:"):
+        return [_shipped(str(source).removeprefix("builtin:"))]
     if is_hub_name(source):
         return hub_files(str(source))
     path = Path(source).expanduser()
@@ -135,6 +138,15 @@ def dialogue_files(source: str | Path) -> list[Path]:
         raise DialogueError(f"{path} does not exist")
     _check_suffix(path)
     return [path]
+
+
+def _shipped(part: str) -> Path:
+    folder = Path(__file__).resolve().parent.parent / "_data" / "dialogues"
+    path = folder / f"{part}.jsonl"
+    if not path.is_file():
+        parts = ", ".join(f"builtin:{item.stem}" for item in sorted(folder.glob("*.jsonl")))
+        raise DialogueError(f"the package carries no dialogues {part!r}", hint=f"use {parts}")
+    return path
 
 
 def _check_suffix(path: Path) -> None:

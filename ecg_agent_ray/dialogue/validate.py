@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ecg_agent_ray.dialogue.actions import Action
+from ecg_agent_ray.dialogue.slotted import holds_slots, slot_faults
 from ecg_agent_ray.dialogue.turns import LEAD_CONFIGURATIONS, Dialogue, Turn
+from ecg_agent_ray.facts.quantities import QUANTITIES
 
 __all__ = ["DialogueStats", "Problem", "clean_report", "stats", "validate"]
 
 _CLASS = re.compile(r"^\S+ \(\d{1,3}(\.\d+)?%\)$")
 _EXPLANATION = re.compile(r"^\S+ \(\d{1,3}(\.\d+)?%\) \| ")
-_MEASUREMENTS = ("heart_rate", "pr_interval", "qrs_duration", "qtc_interval")
+_MEASUREMENTS = tuple(QUANTITIES)
 _LEVELS = frozenset({"A", "B", "C", "A1", "A2", "B1", "B2", "C1", "C2"})
 
 # what a generator says about its own task instead of about the user
@@ -54,13 +56,18 @@ def validate(dialogues: Sequence[Dialogue]) -> list[Problem]:
     """All faults of all dialogues, in order.
 
     Errors would teach or score something wrong: turns out of order, a tool output in an unknown
-    shape, a goodbye that is not the end. Warnings are worth a look: a ``response`` without a tool
-    output before it, actions other than the metadata's, a thought that leaks instructions.
+    shape, a goodbye that is not the end, a slot without a text. Warnings are worth a look: a
+    ``response`` without a tool output before it, actions other than the metadata's, a thought that
+    leaks instructions.
     """
     problems: list[Problem] = []
     for number, dialogue in enumerate(dialogues):
         problems.extend(_metadata_problems(number, dialogue))
         problems.extend(_order_problems(number, dialogue))
+        if holds_slots(dialogue):
+            problems.extend(
+                Problem(number, turn, "slot", fault) for turn, fault in slot_faults(dialogue)
+            )
         for index, turn in enumerate(dialogue.turns):
             problems.extend(_turn_problems(number, index, turn))
     return problems

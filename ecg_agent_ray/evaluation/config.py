@@ -43,7 +43,8 @@ class EvaluationConfig(BaseModel):
         description="Dialogues held at a time; 1 gives the same text in every run.",
     )
     engine: str | None = Field(
-        default=None, description="What runs local weights: transformers (null) or openvino."
+        default=None,
+        description="What runs local weights: auto (also null), transformers or openvino.",
     )
     predictions: Path | None = Field(
         default=None, description="Score this file instead of generating."

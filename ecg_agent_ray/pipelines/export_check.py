@@ -152,6 +152,9 @@ class _Counting:
     def fits(self, messages: Sequence[Message], request: GenerationRequest) -> bool:
         return self._engine.fits(messages, request)
 
+    def warm(self, messages: Sequence[Message], requests: Sequence[GenerationRequest] = ()) -> None:
+        self._engine.warm(messages, requests)
+
     @property
     def usage(self) -> Usage:
         total = Usage()

@@ -23,7 +23,7 @@ from filelock import FileLock
 from ecg_agent_ray.errors import InputError, MissingDependencyError, ModelNotFoundError
 from ecg_agent_ray.settings import load_settings
 
-__all__ = ["fetched", "is_url"]
+__all__ = ["fetched", "is_url", "remove_unused"]
 
 _UNUSED_S = 30 * 24 * 3600
 
@@ -62,7 +62,7 @@ def fetched(source: str | Path) -> Path:
             if target.exists():
                 os.utime(target.parent)
             else:
-                _remove_unused(copies)
+                remove_unused(copies)
                 _copy(files, root, target, recursive=folder)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"nothing is at {shown}") from error
@@ -115,8 +115,11 @@ def _copy(files: Any, root: str, target: Path, *, recursive: bool) -> None:
         made.rename(target)
 
 
-def _remove_unused(copies: Path) -> None:
-    """Copies whose folder's time, set at each use, is long past; their locks stay (empty files)."""
+def remove_unused(copies: Path) -> None:
+    """Remove folders in ``copies`` whose time, set at each use, is 30 days past.
+
+    Their locks stay (empty files).
+    """
     for copy in copies.iterdir():
         with contextlib.suppress(OSError):  # another process may be at it
             if copy.is_dir() and time.time() - copy.stat().st_mtime > _UNUSED_S:

@@ -17,7 +17,13 @@ import yaml
 
 from ecg_agent_ray import __version__
 from ecg_agent_ray.agent.base_model import resolve_base_model
-from ecg_agent_ray.agent.load import BUILTIN_AGENT, AgentManifest, write_manifest
+from ecg_agent_ray.agent.load import (
+    BUILTIN_AGENT,
+    MANIFEST_NAME,
+    AgentManifest,
+    read_manifest,
+    write_manifest,
+)
 from ecg_agent_ray.dialogue import LeadConfiguration, dialogue_files, read_dialogues
 from ecg_agent_ray.dialogue.hub import is_hub_name
 from ecg_agent_ray.errors import ConfigError, PlanDoesNotFitError, TrainingError
@@ -207,12 +213,17 @@ def _resolved(config: LLMFinetuneConfig) -> LLMFinetuneConfig:
         if not (folder / "adapter_config.json").is_file():
             raise ConfigError(f"adapter: no adapter_config.json in {folder}")
         values["adapter"] = str(folder.resolve())
+        if config.speech is None and (folder / MANIFEST_NAME).is_file():
+            values["speech"] = read_manifest(folder).speech
     values["storage"] = values["storage"] or str(Path(values["output"]) / "checkpoints")
     return LLMFinetuneConfig.model_validate(values)
 
 
 def _present(source: str, key: str) -> str:
-    """Absolute path of a data source; a hub's name stays, each node fetches it into its cache."""
+    """Absolute path of a data source; a hub's or a shipped set's name stays, each node has it."""
+    if source.startswith("builtin:"):
+        dialogue_files(source)
+        return source
     if is_hub_name(source):
         return source
     path = Path(source).expanduser().resolve()
@@ -344,6 +355,6 @@ def write_agent_folder(
         base_model=config.base_model,
         lead_configuration=lead_configuration,
         classifier=config.classifier,
-        speech=config.speech,
+        speech=config.speech or "open",
     )
     write_manifest(output, manifest)

@@ -172,9 +172,10 @@ class LLMFinetuneConfig(StrictConfig):
         default=None, description="Kept with the agent; null: that of the dialogues if they agree."
     )
     classifier: str | None = Field(default=None, description="Classifier URI pinned to the agent.")
-    speech: Speech = Field(
-        default="open",
-        description="strict: the model reads and writes slots, kept with the agent; open: text.",
+    speech: Speech | None = Field(
+        default=None,
+        description="strict: the model reads and writes slots, kept with the agent; open: text; "
+        "null: as the adapter that is continued, else open.",
     )
     steps: int | None = Field(default=None, ge=1, description="Stop after this many; null: epochs.")
     epochs: float = Field(default=1.0, gt=0)

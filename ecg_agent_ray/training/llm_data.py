@@ -98,7 +98,9 @@ class TrainingData:
 def training_data(chat: ChatFormat, config: LLMFinetuneConfig) -> TrainingData:
     """Read and encode all sources of ``config.train``."""
     encoded = [
-        encode_all(chat, read_dialogues(source.path), config.batch.max_tokens, config.speech)
+        encode_all(
+            chat, read_dialogues(source.path), config.batch.max_tokens, config.speech or "open"
+        )
         for source in config.sources
     ]
     return TrainingData(

@@ -100,7 +100,9 @@ class TextObjective:
         batch = config.batch
         data = training_data(chat, config)
         own = (
-            encode_all(chat, read_dialogues(config.validation), batch.max_tokens, config.speech)
+            encode_all(
+                chat, read_dialogues(config.validation), batch.max_tokens, config.speech or "open"
+            )
             if config.validation
             else []
         )

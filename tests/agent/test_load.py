@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from ecg_agent_ray.agent import load_agent
 from ecg_agent_ray.agent.load import AgentManifest, read_manifest, write_manifest
-from ecg_agent_ray.errors import ConfigError, ModelNotFoundError
+from ecg_agent_ray.errors import ConfigError, ModelNotFoundError, WeightsUnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,30 @@ def test_a_folder_of_merged_weights(base: Path) -> None:
 
 def test_a_base_model_alone(base: Path) -> None:
     assert load_agent(f"base:{base}").engine.name == f"base:{base}"
+
+
+def test_another_agent_takes_its_place_where_the_weights_are_not_available(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "ECG_AGENT_CACHE": str(tmp_path / "cache"),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    folder, small = tmp_path / "agent", tmp_path / "small"
+    shutil.copytree(base, small)
+    write_manifest(small, AgentManifest(lead_configuration="II"))
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    larger = AgentManifest(base_model="weights:qwen2.5-coder-1.5b-instruct")
+    write_manifest(folder, larger.model_copy(update={"fallback": "../small"}))
+    agent = load_agent(folder)
+    assert agent.lead_configuration == "II"
+    write_manifest(folder, larger)
+    with pytest.raises(WeightsUnavailableError, match=r"qwen2\.5-coder-1\.5b"):
+        load_agent(folder)
 
 
 def test_an_older_prompt_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:

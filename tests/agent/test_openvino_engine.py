@@ -63,6 +63,66 @@ def test_logits_are_those_of_transformers(engine: Any, merged_folder: Path) -> N
     assert likeness.min() > 0.98  # weights and activations have eight bits
 
 
+def test_a_qwen2_with_an_adapter(tiny_tokenizer: Any, cache: Any, tmp_path: Path) -> None:
+    """Biases of queries, keys and values, shared key/value heads, tied embeddings, LoRA."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from ecg_agent_ray.agent import OpenVINOEngine, TransformersEngine
+
+    torch.manual_seed(0)
+    shape = Qwen2Config(
+        vocab_size=len(tiny_tokenizer) + 24,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    model = Qwen2ForCausalLM(shape)
+    for layer in model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            torch.nn.init.normal_(getattr(layer.self_attn, name).bias)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(adapter)
+    ids = list(range(40, 90))
+    found = {}
+    for name, options in {"plain": {}, "adapted": {"adapter": adapter}}.items():
+        reference = TransformersEngine(base, dtype="float32", **options)
+        engine = OpenVINOEngine(base, threads=1, **options)
+        found[name] = expected = reference.forward(reference.new_cache(), ids, keep=20)
+        held = engine.new_cache()
+        engine.forward(held, ids[:25])
+        got = engine.forward(held, ids[25:], keep=20)
+        assert torch.nn.functional.cosine_similarity(got, expected, dim=-1).min() > 0.98
+    apart = torch.nn.functional.cosine_similarity(found["plain"], found["adapted"], dim=-1)
+    assert apart.min() < 0.9
+
+
+def test_what_prompts_begin_with_is_read_beforehand(engine: Any) -> None:
+    engine.clear_cache()
+    for _ in range(2):
+        engine.warm([SYSTEM], [GenerationRequest()])
+        assert len(engine.prefixes) == 1
+    generation = engine.generate(ask("What is my heart rate?"), GenerationRequest(max_tokens=48))
+    generation.text()
+    begun = len(engine.format.encode_dialogue([SYSTEM]).input_ids)
+    assert generation.usage.cached_tokens >= begun
+    engine.warm([SYSTEM])  # a dialogue holds it, and stays whole
+    longer = engine.generate(
+        [*ask("What is my heart rate?"), {"role": "assistant", "content": "Action: x"}],
+        GenerationRequest(max_tokens=48),
+    )
+    longer.text()
+    assert longer.usage.cached_tokens > begun
+
+
 def test_every_generation_is_a_turn(engine: Any) -> None:
     for seed in range(15):
         request = GenerationRequest(max_tokens=64, temperature=1.0, seed=seed)
@@ -156,6 +216,19 @@ def test_several_sequences_in_one_forward(engine: Any) -> None:
 def test_an_agent_takes_it_by_name(merged_folder: Path, engine: Any, fixed_toolbox: Any) -> None:
     agent = load_agent(merged_folder, engine="openvino", max_tokens=48)
     assert agent.respond([{"role": "user", "content": "hi"}], fixed_toolbox).content
+
+
+def test_it_is_chosen_where_it_is_faster(
+    merged_folder: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ecg_agent_ray.agent import OpenVINOEngine, TransformersEngine, load
+
+    assert isinstance(load_agent(merged_folder).engine, TransformersEngine)  # a small model
+    monkeypatch.setattr(load, "_WORTH_CONVERTING", range(10**9))
+    assert isinstance(load_agent(merged_folder).engine, OpenVINOEngine)
+    assert isinstance(load_agent(merged_folder, engine="auto").engine, OpenVINOEngine)
+    assert isinstance(load_agent(merged_folder, dtype="float32").engine, TransformersEngine)
+    assert isinstance(load_agent(merged_folder, engine="transformers").engine, TransformersEngine)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ def config(*overrides: str) -> LLMFinetuneConfig:
         ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
         ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
         ("Qwen/Qwen3-32B", 32_762_123_264),
+        ("weights:qwen2.5-coder-0.5b-instruct", 494_032_768),
+        ("weights:qwen2.5-coder-1.5b-instruct", 1_543_714_304),
     ],
 )
 def test_shapes_give_the_published_numbers_of_parameters(name: str, parameters: int) -> None:

@@ -20,12 +20,7 @@ from ecg_agent_ray.facts.statements import find_statements
 __all__ = ["check_answer"]
 
 _NUMBER = re.compile(r"(?:(\d+(?:\.\d+)?) to )?(\d+(?:\.\d+)?) ?(bpm|ms|%|s|Hz)(?!\w)")
-_NAMES = {
-    "heart rate": "heart_rate",
-    "pr interval": "pr_interval",
-    "qrs duration": "qrs_duration",
-    "qtc interval": "qtc_interval",
-}
+_NAMES = {item.name.lower(): key for key, item in QUANTITIES.items()}
 _NAME = re.compile("|".join(_NAMES), re.IGNORECASE)
 _LIMITS = {"bpm": {"60", "100"}, "ms": {"120", "200", "450", "460"}}
 
