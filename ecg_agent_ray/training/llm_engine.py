@@ -18,6 +18,7 @@ from ecg_agent_ray.training.llm_model import (
     TargetLosses,
     build_model,
     first_trained_layer,
+    restrict_vocabulary,
     target_losses,
 )
 from ecg_agent_ray.training.packing import Pack
@@ -72,6 +73,8 @@ class TrainedModel:
         self.lower: LowerStates | None = None
         if config.cache_lower_layers:
             self.lower = self._kept_states(model, sequences, gpu=gpu)
+        if config.loss_vocabulary is not None:
+            restrict_vocabulary(model, config.loss_vocabulary, sequences)
         trained = [p for p in model.parameters() if p.requires_grad]
         settings = config.optimizer
         optimizer = torch.optim.AdamW(

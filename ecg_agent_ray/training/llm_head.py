@@ -8,7 +8,7 @@ respect to the hidden states alone, since the head's own weights are frozen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,17 +22,34 @@ __all__ = ["TargetHead", "install_target_head", "scoring"]
 class TargetHead(nn.Linear):
     """A frozen output layer that gives the targets' losses in place of logits while scoring.
 
-    ``hits`` then says of each target whether its token was the likeliest.
+    ``hits`` then says of each target whether its token was the likeliest. After :meth:`restrict`
+    losses are those of a softmax over a part of the vocabulary; logits stay whole.
     """
 
     labels: Tensor | None = None
     hits: Tensor | None = None
+    _place: Tensor | None = None
+    _part: Tensor | None = None
+
+    def restrict(self, tokens: Iterable[int]) -> int:
+        """Score over these tokens alone from now on, which have to hold every label; their number.
+
+        Losses are then lower than those over all tokens by what the model gives the others.
+        """
+        kept = torch.tensor(sorted(set(tokens)), device=self.weight.device)
+        self._place = torch.full((self.out_features,), -1, device=self.weight.device)
+        self._place[kept] = torch.arange(len(kept), device=self.weight.device)
+        self._part = self.weight.detach()[kept].contiguous()
+        return len(kept)
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits (…, vocabulary), or (1, targets) losses of the (1, targets, hidden) states."""
         if self.labels is None:
             return super().forward(input)
-        losses, self.hits = _TargetLosses.apply(input[0], self.weight, self.labels)
+        weight, labels = self.weight, self.labels
+        if self._part is not None and self._place is not None:
+            weight, labels = self._part, self._place[labels]
+        losses, self.hits = _TargetLosses.apply(input[0], weight, labels)
         return losses.unsqueeze(0)
 
 

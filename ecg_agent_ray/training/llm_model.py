@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ecg_agent_ray.agent.base_model import load_base_model
+from ecg_agent_ray.agent.chat_format import IGNORE_INDEX, EncodedDialogue
 from ecg_agent_ray.errors import ConfigError
 from ecg_agent_ray.training.llm_attention import spans_of, takes_spans
 from ecg_agent_ray.training.llm_config import LLMFinetuneConfig
@@ -20,6 +22,7 @@ __all__ = [
     "causal_lm",
     "decoder_of",
     "first_trained_layer",
+    "restrict_vocabulary",
     "sequence_loss",
     "target_losses",
 ]
@@ -84,6 +87,20 @@ def first_trained_layer(model: Any) -> int:
                 )
             found.add(int(match[1]))
     return min(found, default=0)
+
+
+def restrict_vocabulary(model: Any, first: int, sequences: Iterable[EncodedDialogue]) -> int:
+    """Score over the ``first`` tokens and all targets alone; their number.
+
+    Raises :class:`ConfigError` where the model's logits are not its output layer's alone.
+    """
+    head = causal_lm(model).get_output_embeddings()
+    if not isinstance(head, TargetHead):
+        raise ConfigError("loss_vocabulary: this model's output layer cannot be scored in parts")
+    kept = {*range(min(first, head.out_features))}
+    for sequence in sequences:
+        kept.update(label for label in sequence.labels if label != IGNORE_INDEX)
+    return head.restrict(kept)
 
 
 @dataclass(frozen=True)

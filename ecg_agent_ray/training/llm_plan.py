@@ -212,6 +212,8 @@ def flops_per_token(shape: ModelShape, config: LLMFinetuneConfig) -> float:
 
     The adapter's own weights take a third pass.
     """
+    if config.loss_vocabulary is not None:
+        shape = replace(shape, vocabulary=min(shape.vocabulary, config.loss_vocabulary))
     trained = _trained(shape, config)
     forward = _forward_flops(trained if config.cache_lower_layers else shape, config)
     backward = _forward_flops(trained, config)

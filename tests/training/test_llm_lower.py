@@ -18,6 +18,7 @@ from ecg_agent_ray.training.llm_model import (
     build_model,
     causal_lm,
     first_trained_layer,
+    restrict_vocabulary,
     sequence_loss,
     target_losses,
 )
@@ -121,6 +122,35 @@ def test_the_head_gives_the_losses_of_plain_logits(tiny: Path) -> None:
     torch.testing.assert_close(found.losses, expected.losses, rtol=1e-4, atol=1e-5)
     assert found.action_hits[1] == sum(pack.is_action[index] for index in pack.targets)
     assert expected.hits is None
+
+
+def test_a_restricted_vocabulary_is_a_softmax_over_it(tiny: Path) -> None:
+    ours = model(tiny, "attention=packed")
+    (pack, *_) = make_packs(dialogues(), 64, seed=0, share_prefix=True)
+    labels = [pack.labels[index] for index in pack.targets]
+    with torch.no_grad():
+        logits = ours(input_ids=torch.tensor([[1, 2, 3]])).logits
+    whole = float(target_losses(ours, pack, "cpu").losses.detach().sum())
+    assert restrict_vocabulary(ours, 64, []) == 64
+    same = target_losses(ours, pack, "cpu").losses.detach().sum()
+    assert float(same) == pytest.approx(whole, rel=1e-5)
+    count = restrict_vocabulary(ours, 5, dialogues())
+    targets = {n for d in dialogues() for n in d.labels if n != IGNORE_INDEX}
+    assert count == len(targets | {*range(5)}) < 64
+    found = target_losses(ours, pack, "cpu")
+    assert found.losses.sum() < whole
+    kept = sorted(targets | {*range(5)})
+    head = causal_lm(ours).get_output_embeddings()
+    expected = torch.nn.functional.cross_entropy
+    hidden: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
+    target_losses(ours, pack, "cpu")
+    hook.remove()
+    part = hidden[0][0] @ head.weight[kept].t()
+    places = torch.tensor([kept.index(label) for label in labels])
+    torch.testing.assert_close(found.losses, expected(part, places, reduction="none"))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(input_ids=torch.tensor([[1, 2, 3]])).logits, logits)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
