@@ -183,7 +183,7 @@ def test_formats_not_read_are_named() -> None:
 
 
 def test_every_development_file_is_read(shared_data: Path) -> None:
-    """547 records, each by every file that holds signal or names it."""
+    """547 records or more, each by every file that holds signal or names it."""
     suffixes = (".hea", ".dat", ".mat", ".dcm", ".scp", ".xml")
     paths = [p for p in sorted(shared_data.rglob("*")) if p.suffix in suffixes]
     formats: Counter[str] = Counter()
@@ -193,8 +193,8 @@ def test_every_development_file_is_read(shared_data: Path) -> None:
         assert 2 <= recording.duration_s <= 1800, path
         assert 100 <= recording.sampling_rate <= 1000, path
         assert np.isfinite(recording.signal).mean() > 0.9, path
+    assert formats.pop("wfdb") >= 540  # more PhysioNet records may lie beside the others
     assert formats == {
-        "wfdb": 540,
         "matlab": 1,
         "dicom": 1,
         "scp-ecg": 1,
@@ -202,7 +202,7 @@ def test_every_development_file_is_read(shared_data: Path) -> None:
         "muse-xml": 1,
         "philips-xml": 2,
     }
-    assert len(paths) == 1087
+    assert len(paths) >= 1087
 
 
 def test_entities_are_refused() -> None:
