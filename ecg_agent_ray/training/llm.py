@@ -111,7 +111,8 @@ def _finetune(config: LLMFinetuneConfig) -> LLMResult:
     paths = [source.path for source in config.sources]
     read = dict.fromkeys([*paths, *filter(None, [config.validation])])
     digest = data_digest([file for path in read for file in dialogue_files(path)])
-    decisive = job_digest(config, digest)
+    start_files = [Path(config.adapter) / "adapter_model.safetensors"] if config.adapter else []
+    decisive = job_digest(config, digest + data_digest(start_files))
     earlier = unfinished_job(config, decisive)
     with contextlib.ExitStack() as stack:
         gpu = _use_gpu(config, stack.enter_context(local_ray(num_cpus=_cpus(config))))

@@ -89,12 +89,13 @@ def plan_llm(config: LLMFinetuneConfig) -> Plan:
     device, shape = DEVICES[config.assume.device], model_shape(config.base_model)
     data = _data(config)
     speed = device.peak_flops * config.assume.mfu / flops_per_token(shape, config)
-    speed *= config.distributed.num_workers
+    cores = config.distributed.threads_per_worker if device.per_thread else 1
+    speed *= config.distributed.num_workers * cores
     steps, hours = _length(config, data, speed)
     return Plan(
         base_model=config.base_model,
         device=config.assume.device,
-        device_memory=device.memory,
+        device_memory=device.memory * cores,
         ranks=config.distributed.num_workers,
         parameters=shape.parameters,
         trainable_parameters=_adapter_parameters(shape, config),

@@ -115,11 +115,13 @@ class Device:
     """What one rank has: memory in bytes, peak in FLOP/s.
 
     GPUs: dense bf16 without sparsity, from NVIDIA's data sheets. A CPU core: 32 fp32 operations a
-    cycle (two AVX2 FMA units) at 3 GHz, and the memory of a small machine shared by its cores.
+    cycle (two AVX2 FMA units) at 3 GHz, and the memory of a small machine shared by its cores; each
+    thread of a rank is one.
     """
 
     memory: int
     peak_flops: float
+    per_thread: bool = False
 
 
 DEVICES: dict[str, Device] = {
@@ -130,7 +132,7 @@ DEVICES: dict[str, Device] = {
     "l40s-48gb": Device(48 * GIB, 362e12),
     "a10g-24gb": Device(24 * GIB, 125e12),
     "l4-24gb": Device(24 * GIB, 121e12),
-    "cpu-core": Device(4 * GIB, 96e9),
+    "cpu-core": Device(4 * GIB, 96e9, per_thread=True),
 }
 
 
